@@ -1,0 +1,1 @@
+"""The figures this project holds itself to, measured on the machine at hand: python -m bench --help."""

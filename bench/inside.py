@@ -1,0 +1,271 @@
+"""What a measurement does on a node's database: run by bench.node.Site.inside in a process with that node's settings.
+
+Each function takes keyword arguments from the command line, as JSON, and returns an answer that is printed as JSON.
+"""
+
+import json
+import random
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import django
+
+django.setup()
+
+from django.conf import settings  # noqa: E402
+from django.db import connection, transaction  # noqa: E402
+
+from bench.processes import cpu_seconds, wait_until  # noqa: E402
+from k1node.lib import sql  # noqa: E402
+from k1node.lib.clock_time import database_now  # noqa: E402
+from scheduling import claims, queue, slots  # noqa: E402
+from scheduling.models import Attempt, OverlapPolicy, Schedule, ScheduleType, Task, TaskStatus  # noqa: E402
+from scheduling.queue import NewTask  # noqa: E402
+
+ENQUEUE_AT_ONCE = 1000
+LOOK_SECONDS = 0.01
+
+
+# --- tasks ---------------------------------------------------------------------------------------------------------
+
+
+def drain(
+    *, count: int, handler: str, workers: int, up: int, solo: bool = False, seconds: float = 600
+) -> dict[str, float]:
+    """Fill the queue while all workers are held, let them go, and say how long they took.
+
+    `seconds` in the answer: from the start of the first task to the moment when all are seen settled and committed.
+    `cpu_seconds`: of all processes below `up`, from the release to that moment.
+    """
+    release = settings.K1NODE_DATA / f"release-{secrets.token_hex(4)}"
+    _enqueue("gate", workers, "bench.gate", parameters={"path": str(release)}, priority=10)
+    gates = Task.objects.filter(handler="python:bench.gate", status=TaskStatus.EXECUTING)
+    wait_until(lambda: gates.count() == workers, 60, f"{workers} workers to be held")
+    began = time.monotonic()
+    _enqueue("bench", count, handler, solo=solo)
+    enqueued = time.monotonic() - began
+    # Whatever the filling has set off (a checkpoint, an autovacuum) is not what is measured.
+    time.sleep(1)
+    cpu_before = cpu_seconds(up)
+    release.touch()
+    done_at = _wait_until_idle(seconds)
+    cpu_after = cpu_seconds(up)
+    tasks = Task.objects.filter(task_id__startswith="bench-")
+    _check_all_completed(tasks, count)
+    attempts = Attempt.objects.filter(task__in=tasks)
+    first_at, last_at = (
+        attempts.order_by(order).values_list(column, flat=True).first()
+        for order, column in (("started_at", "started_at"), ("-finished_at", "finished_at"))
+    )
+    assert first_at is not None and last_at is not None
+    return {
+        "seconds": (done_at - first_at).total_seconds(),
+        "seconds_to_last_finish": (last_at - first_at).total_seconds(),
+        "seconds_to_enqueue": enqueued,
+        "cpu_seconds": cpu_after - cpu_before,
+    }
+
+
+def await_completed(*, count: int, seconds: float = 600) -> dict[str, Any]:
+    """Wait until `count` tasks have completed and none is left; say when that was seen, in seconds of the epoch."""
+    done_at = _wait_until_idle(seconds)
+    _check_all_completed(Task.objects.all(), count)
+    return {"done_at": done_at.timestamp()}
+
+
+def add_event_schedules(*, event: str, count: int, handler: str) -> None:
+    """Make schedules that all match one event, their runs beside each other."""
+    Schedule.objects.bulk_create(
+        Schedule(
+            task_id=f"on-event-{number}",
+            handler=handler,
+            schedule_type=ScheduleType.EVENT,
+            schedule_expr=event,
+            overlap_policy=OverlapPolicy.ALLOW,
+        )
+        for number in range(count)
+    )
+
+
+def _enqueue(prefix: str, count: int, handler: str, **fields: Any) -> None:
+    name = handler if " " in handler or ":" in handler else f"python:{handler}"
+    for start in range(0, count, ENQUEUE_AT_ONCE):
+        now = database_now()
+        numbers = range(start, min(count, start + ENQUEUE_AT_ONCE))
+        queue.enqueue([NewTask(f"{prefix}-{number}", name, now, **fields) for number in numbers], now=now)
+
+
+def _wait_until_idle(seconds: float) -> datetime:
+    """Return when no task was seen queued or executing."""
+
+    def is_idle() -> bool:
+        with connection.cursor() as cursor:
+            # One statement, so one moment; both halves read a partial index that is empty or not.
+            cursor.execute(
+                "SELECT 1 WHERE EXISTS (SELECT 1 FROM scheduling_task WHERE status = 'executing')"
+                " OR EXISTS (SELECT 1 FROM scheduling_task WHERE status = 'queued')"
+            )
+            return cursor.fetchone() is None
+
+    wait_until(is_idle, seconds, "the queue to be empty", every=LOOK_SECONDS)
+    return datetime.now(UTC)
+
+
+def _check_all_completed(tasks: Any, count: int) -> None:
+    completed = tasks.filter(status=TaskStatus.COMPLETED).count()
+    if completed != count:
+        found = list(tasks.exclude(status=TaskStatus.COMPLETED).values_list("task_id", "status", "last_error")[:3])
+        raise RuntimeError(f"{completed} of {count} tasks completed; for example {found}")
+
+
+# --- slots ---------------------------------------------------------------------------------------------------------
+
+
+def slots_to_starts(*, samples: int, at_a_time: int, handler: str, folder: str) -> list[float]:
+    """Return the milliseconds from each slot's due time to the time that its command wrote into `folder`.
+
+    Cron comes round once a minute, so the next fire time of four every-minute schedules is set by hand, again and
+    again, to moments that lie a second or so ahead: the clock, the ledger and the queue cannot tell the difference.
+    Each moment lies in a second of its own, for a run is named after its slot to the second.
+    """
+    rows = [
+        Schedule.objects.create(
+            task_id=f"slot-{number}",
+            handler=handler,
+            schedule_type=ScheduleType.CRON,
+            schedule_expr="* * * * *",
+            overlap_policy=OverlapPolicy.ALLOW,
+        )
+        for number in range(at_a_time)
+    ]
+    delays: list[float] = []
+    while len(delays) < samples:
+        due = {row: database_now() + timedelta(seconds=random.uniform(0.6, 1.6)) for row in rows}
+        for row, at in due.items():
+            Schedule.objects.filter(pk=row.pk).update(next_fire_at=at)
+        for row, at in due.items():
+            file = Path(folder, f"{row.task_id}-{at:%Y%m%dT%H%M%SZ}")
+            wait_until(file.exists, 20, f"a run of {row.task_id}", every=0.01)
+            delays.append((float(file.read_text()) - at.timestamp()) * 1000)
+        time.sleep(random.uniform(1.0, 1.3))
+    return delays
+
+
+# --- parts, without a running node ---------------------------------------------------------------------------------
+
+
+def fill(*, count: int) -> None:
+    """Queue `count` tasks of mixed priority."""
+    chosen = random.Random(count)
+    now = database_now() - timedelta(hours=1)
+    _enqueue_mixed(min(count, ENQUEUE_AT_ONCE), now, chosen)
+    have = Task.objects.count()
+    columns = [field.column for field in Task._meta.concrete_fields if field.column not in ("id", "task_id", "due_at")]
+    names = ", ".join(f'"{column}"' for column in columns)
+    with transaction.atomic(), connection.cursor() as cursor:
+        while have < count:
+            # The same rows once more, a little later: through enqueue half a million would take minutes.
+            offset = "+ interval '1 millisecond'" if connection.vendor == "postgresql" else ""
+            cursor.execute(
+                f"INSERT INTO scheduling_task (task_id, due_at, {names})"
+                f" SELECT task_id || %s, due_at {offset}, {names} FROM scheduling_task ORDER BY id LIMIT %s",
+                [f"-{have}", min(have, count - have)],
+            )
+            have = Task.objects.count()
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+
+def _enqueue_mixed(count: int, now: datetime, chosen: random.Random) -> None:
+    queue.enqueue(
+        [
+            NewTask(
+                f"fill-{number}",
+                "python:noop",
+                now - timedelta(seconds=chosen.uniform(0, 3600)),
+                priority=chosen.randint(1, 10),
+            )
+            for number in range(count)
+        ],
+        now=now,
+    )
+
+
+def claim(*, bundle: int, rounds: int) -> dict[str, float]:
+    """Return the milliseconds of claiming a bundle: the claim alone, and with its BEGIN and COMMIT.
+
+    Each claim is committed, as a worker's is; the tasks are put back afterwards, outside of the time measured.
+    """
+    alone, whole = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with transaction.atomic():
+            inside = time.perf_counter()
+            held = claims.claim(owner="bench", now=database_now(), window=bundle, choose=len)
+            alone.append((time.perf_counter() - inside) * 1000)
+        whole.append((time.perf_counter() - began) * 1000)
+        if len(held) != bundle:
+            raise RuntimeError(f"{len(held)} tasks were claimed instead of {bundle}")
+        with transaction.atomic():
+            claims.give_back(held)
+    return {"alone": statistics.median(alone), "whole": statistics.median(whole)}
+
+
+EXPRESSIONS = ("* * * * *", "*/5 * * * *", "7 * * * *", "30 4 * * *", "0 9 * * mon-fri", "15 3 1 * *")
+
+
+def fire_passes(*, schedules: int, due: int, passes: int) -> list[float]:
+    """Return the seconds of each fire pass over `due` schedules among `schedules`.
+
+    Each pass has others, which have never fired before: their overlap gates are made in it, the dearest case.
+    """
+    now = database_now().replace(microsecond=0)
+    rows = [
+        Schedule(
+            task_id=f"cron-{number}",
+            handler="python:noop",
+            schedule_type=ScheduleType.CRON,
+            schedule_expr=EXPRESSIONS[number % len(EXPRESSIONS)],
+            timezone="Europe/Berlin" if number % 3 == 0 else "UTC",
+            next_fire_at=now + timedelta(hours=1, seconds=number % 3600),
+        )
+        for number in range(schedules)
+    ]
+    Schedule.objects.bulk_create(rows, batch_size=1000)
+    pks = list(Schedule.objects.order_by("pk").values_list("pk", flat=True))
+    random.Random(1).shuffle(pks)
+    taken = []
+    for number in range(passes):
+        mine = pks[number * due : (number + 1) * due]
+        _make_due(mine, database_now() - timedelta(seconds=1))
+        now = database_now()
+        before = Task.objects.count()
+        began = time.perf_counter()
+        while slots.fire_due(now=now):
+            pass
+        taken.append(time.perf_counter() - began)
+        made = Task.objects.count() - before
+        if made != due:
+            raise RuntimeError(f"The pass made {made} tasks instead of {due}")
+    return taken
+
+
+def _make_due(pks: Sequence[int], at: datetime) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        among, values = sql.among(pks)
+        cursor.execute(f"UPDATE scheduling_schedule SET next_fire_at = %s WHERE id {among}", [sql.stored(at), *values])
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (drain, await_completed, add_event_schedules, slots_to_starts, fill, claim, fire_passes)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(COMMANDS[sys.argv[1]](**json.loads(sys.argv[2]))))

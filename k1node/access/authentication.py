@@ -1,0 +1,110 @@
+"""From a credential to its Principal. The kind of a bearer token is told by its beginning, never by trying."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.module_loading import import_string
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
+from rest_framework.request import Request
+
+from k1node.access import keys, task_tokens
+from k1node.access.principal import Principal
+from k1node.access.scopes import ADMIN
+
+logger = logging.getLogger(__name__)
+
+CHALLENGE = 'Bearer realm="k1node"'
+REFUSED = "The credential is not valid (any more)"
+Recognised = tuple[Principal, object]
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """`Authorization: Bearer …` with an API key (`sk-…`) or the token of a running task (`kt-…`)."""
+
+    def authenticate(self, request: Request) -> Recognised | None:
+        scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        token = token.strip()
+        if token.startswith("sk-"):
+            return self._by_key(request, token)
+        if token.startswith(task_tokens.PREFIX):
+            return self._by_task(request, token)
+        raise _refusal(request, "unknown kind of token")
+
+    def authenticate_header(self, request: Request) -> str:
+        return CHALLENGE
+
+    @staticmethod
+    def _by_key(request: Request, token: str) -> Recognised:
+        key, reason = keys.examine(token)
+        if key is None:
+            raise _refusal(request, reason)
+        return Principal(key.name, "key", frozenset(key.scopes), f"key:{key.pk}"), key
+
+    @staticmethod
+    def _by_task(request: Request, token: str) -> Recognised:
+        run = task_tokens.read(token)
+        if run is None:
+            raise _refusal(request, "task token not valid")
+        task_pk, fence = run
+        if not _task_check()(task_pk, fence):
+            raise _refusal(request, f"task {task_pk} is not running under fence {fence}")
+        return Principal(f"task:{task_pk}", "task", frozenset({"scheduler:read"}), f"task:{task_pk}"), run
+
+
+class OperatorSessionAuthentication(BaseAuthentication):
+    """Staff signed in at the console, in the browser; writes need the CSRF token like any form there."""
+
+    def authenticate(self, request: Request) -> Recognised | None:
+        user = getattr(request._request, "user", None)
+        if user is None or not user.is_active or not user.is_staff:
+            return None
+        self._enforce_csrf(request)
+        scopes = {ADMIN} if user.is_superuser else {"dashboard:read", "dashboard:write"}
+        return Principal(user.get_username(), "operator", frozenset(scopes), f"user:{user.pk}"), user
+
+    def authenticate_header(self, request: Request) -> str:
+        return CHALLENGE
+
+    @staticmethod
+    def _enforce_csrf(request: Request) -> None:
+        check = _CsrfCheck(_unused)
+        check.process_request(request._request)
+        reason = check.process_view(request._request, _unused, (), {})
+        if reason:
+            logger.warning("CSRF check failed", extra={"reason": str(reason), "remote": _remote(request)})
+            raise PermissionDenied("The CSRF token is missing or wrong")
+
+
+class _CsrfCheck(CsrfViewMiddleware):
+    def _reject(self, request: HttpRequest, reason: str) -> Any:
+        return reason
+
+
+def _unused(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("The CSRF check calls no view.")
+
+
+def _task_check() -> Callable[[int, int], bool]:
+    # Named, not imported: this layer lies below the one that knows tasks.
+    path = getattr(settings, "K1NODE_TASK_TOKEN_CHECK", "scheduling.queries.is_running")
+    return import_string(path)  # type: ignore[no-any-return]
+
+
+def _refusal(request: Request, reason: str) -> AuthenticationFailed:
+    """Return the error to raise; the log learns why, the caller does not."""
+    logger.warning(
+        "Authentication failed",
+        extra={"reason": reason, "method": request.method, "path": request.path, "remote": _remote(request)},
+    )
+    return AuthenticationFailed(REFUSED)
+
+
+def _remote(request: Request) -> str:
+    return str(request.META.get("REMOTE_ADDR", ""))

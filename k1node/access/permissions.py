@@ -1,0 +1,44 @@
+"""The one permission of the API: the scopes a view names for its action. A view that names none is closed."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rest_framework.exceptions import PermissionDenied
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from k1node.access.principal import Principal
+
+if TYPE_CHECKING:  # rest_framework.views imports this module, as its default permission
+    from rest_framework.views import APIView
+
+logger = logging.getLogger(__name__)
+
+
+def required_scopes(view: "APIView", method: str) -> Sequence[str]:
+    """Return the scopes of which any one opens the view's present action; empty if it names none."""
+    table: Mapping[str, Sequence[str]] = getattr(view, "required_scopes", None) or {}
+    return table.get(getattr(view, "action", None) or method.lower(), ())
+
+
+class HasScopes(BasePermission):
+    def has_permission(self, request: Request, view: "APIView") -> bool:
+        principal = request.user
+        if not isinstance(principal, Principal):
+            return False
+        if (request.method or "") not in view.allowed_methods:
+            return True  # on to the 405
+        required = required_scopes(view, request.method or "")
+        if not required:
+            logger.error("View without required_scopes refused", extra={"view": type(view).__name__})
+            raise PermissionDenied("Insufficient permissions: this operation is open to nobody")
+        if not principal.may(*required):
+            raise PermissionDenied(f"Insufficient permissions: this operation needs {_either(required)}")
+        return True
+
+
+def _either(scopes: Sequence[str]) -> str:
+    if len(scopes) == 1:
+        return f"the scope {scopes[0]}"
+    return f"one of the scopes {', '.join(scopes)}"

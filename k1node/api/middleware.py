@@ -1,0 +1,78 @@
+"""What happens to every request before and after the views: its id, its log line, and what no page may ever see."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
+from django.http.response import HttpResponseBase
+from django.utils.encoding import escape_uri_path
+
+from k1node.access.principal import Principal
+from k1node.api.errors import is_api, json_error
+from k1node.lib import logs
+from k1node.lib.ids import prefixed
+
+logger = logging.getLogger(__name__)
+
+HEADER = "X-Request-Id"
+SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def request_id_from(value: str | None) -> str:
+    """Return the caller's id if it is safe to repeat in headers and logs, else a new one."""
+    return value if value and SANE_ID.fullmatch(value) else prefixed("req")
+
+
+class RequestIdMiddleware:
+    """Gives a request its id and, if it is one of the API's, its line in the log. Must be the outermost."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        started = time.monotonic()
+        identity = request_id_from(request.headers.get(HEADER))
+        request.request_id = identity  # type: ignore[attr-defined]
+        token = logs.request_id.set(identity)
+        try:
+            response = self._refusal(request) or self.get_response(request)
+            response[HEADER] = identity
+            if is_api(request.path_info):
+                # Answers depend on who asks: no cache on the way may keep one.
+                response.headers.setdefault("Cache-Control", "no-store")
+                logger.info(
+                    "Request",
+                    extra={
+                        "method": request.method,
+                        "path": escape_uri_path(request.path),
+                        "status": response.status_code,
+                        "duration_ms": round((time.monotonic() - started) * 1000, 1),
+                        "by": _caller(request),
+                    },
+                )
+            return response
+        finally:
+            logs.request_id.reset(token)
+
+    @staticmethod
+    def _refusal(request: HttpRequest) -> HttpResponse | None:
+        """Return the answer to a NUL, which PostgreSQL can neither store nor compare; None if there is none."""
+        if "\0" in request.path_info or "%00" in request.META.get("QUERY_STRING", ""):
+            where = "address"
+        # Between quotation marks a cookie may write any byte in octal.
+        elif "\\" in request.META.get("HTTP_COOKIE", "") and any("\0" in each for each in request.COOKIES.values()):
+            where = "Cookie header"
+        else:
+            return None
+        if is_api(request.path_info):
+            return json_error(400, f"The {where} contains a NUL character")
+        return HttpResponseBadRequest(f"The {where} contains a NUL character.", content_type="text/plain")
+
+
+def _caller(request: HttpRequest) -> str:
+    """Return the name a view recognised the caller by; "" if none did."""
+    user = getattr(request, "user", None)
+    # Not isinstance: it would make Django's lazy user query the session.
+    return user.name if type(user) is Principal else ""

@@ -1,0 +1,188 @@
+"""One operation of the OpenAPI document: the design's names, its answers and its errors."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import inflection
+from django.conf import settings
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import ResolvedComponent
+from rest_framework import permissions
+from rest_framework.pagination import BasePagination
+
+from k1node.access.permissions import required_scopes
+from k1node.api.errors import CODES
+from k1node.api.pagination import PagePagination
+from k1node.api.renderers import JSON
+
+Document = dict[str, Any]
+
+# Status -> component name and description; Unauthorized, NotFound and TooManyRequests are the design's.
+ERRORS: dict[int, tuple[str, str]] = {
+    400: ("BadRequest", "Request validation failed"),
+    401: ("Unauthorized", "Authentication required"),
+    403: ("Forbidden", "Insufficient permissions"),
+    404: ("NotFound", "Resource not found"),
+    405: ("MethodNotAllowed", "Method not allowed on this path"),
+    406: ("NotAcceptable", "No representation the client accepts"),
+    409: ("Conflict", "Resource conflict (e.g., duplicate ID)"),
+    413: ("PayloadTooLarge", "Request body larger than 1 MB"),
+    415: ("UnsupportedMediaType", "Request body in another media type than JSON"),
+    429: ("TooManyRequests", "Rate limit exceeded"),
+    500: ("InternalError", "Server error"),
+    503: ("ServiceUnavailable", "Service temporarily unavailable"),
+}
+ERROR_SCHEMA: Document = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "status", "timestamp", "request_id", "details"],
+            "properties": {
+                "code": {"type": "string", "enum": sorted(set(CODES.values())), "examples": ["INVALID_REQUEST"]},
+                "message": {"type": "string", "examples": ["Request validation failed"]},
+                "status": {"type": "integer", "examples": [400]},
+                "timestamp": {"type": "string", "format": "date-time"},
+                "request_id": {"type": "string", "examples": ["req-abc123xyz"]},
+                "details": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["field", "message", "suggestion"],
+                        "properties": {
+                            "field": {"type": "string", "examples": ["schedule_expr"]},
+                            "message": {"type": "string", "examples": ["Invalid cron expression"]},
+                            "suggestion": {"type": ["string", "null"]},
+                        },
+                    },
+                },
+            },
+        }
+    },
+}
+# The design's flat body of a 429.
+RATE_LIMIT_SCHEMA: Document = {
+    "type": "object",
+    "required": ["error", "message", "limit", "remaining", "reset_at", "retry_after"],
+    "properties": {
+        "error": {"type": "string", "const": "rate_limit_exceeded"},
+        "message": {"type": "string"},
+        "limit": {"type": "integer"},
+        "remaining": {"type": "integer"},
+        "reset_at": {"type": "string", "format": "date-time"},
+        "retry_after": {"type": "integer"},
+    },
+}
+RATE_LIMIT_HEADERS: Document = {
+    "X-RateLimit-Limit": {"schema": {"type": "integer"}},
+    "X-RateLimit-Remaining": {"schema": {"type": "integer"}},
+    "X-RateLimit-Reset": {"schema": {"type": "string", "format": "date-time"}},
+}
+
+
+class Schema(AutoSchema):
+    """Reads what an ApiViewSet says of itself: operation_ids, tags, required_scopes, list_key, list_name.
+
+    The first paragraph of an action's docstring is its summary, the rest its description.
+    """
+
+    def get_operation_id(self) -> str:
+        names: dict[str, str] = getattr(self.view, "operation_ids", {})
+        action = getattr(self.view, "action", "")
+        return names.get(action) or inflection.camelize(super().get_operation_id(), uppercase_first_letter=False)
+
+    def get_tags(self) -> list[str]:
+        return list(getattr(self.view, "tags", ())) or super().get_tags()
+
+    def get_summary(self) -> str | None:
+        return " ".join(super().get_description().split("\n\n")[0].split()).rstrip(".") or None
+
+    def get_description(self) -> str:  # type: ignore[override]
+        return super().get_description().partition("\n\n")[2]
+
+    def get_paginated_name(self, serializer_name: str) -> str:
+        return getattr(self.view, "list_name", None) or f"{serializer_name}List"
+
+    def _get_paginator(self) -> BasePagination | None:
+        paginator: BasePagination | None = super()._get_paginator()
+        if isinstance(paginator, PagePagination):
+            paginator.view = self.view
+        return paginator
+
+    def _get_serializer_name(self, serializer: Any, direction: Any, bypass_extensions: bool = False) -> str:
+        """Return the component's name: ScheduleInput and ScheduleUpdate as they are, ScheduleOutput as Schedule."""
+        name = super()._get_serializer_name(serializer, direction, bypass_extensions).removeprefix("Patched")
+        bare = name.removesuffix("Request")
+        if bare.endswith(("Input", "Update")):
+            return bare
+        return name.removesuffix("Output")
+
+    def _get_response_bodies(self, direction: Any = "response") -> Document:
+        bodies: Document = super()._get_response_bodies(direction)
+        for status in self._error_statuses():
+            # What a view documents itself stands.
+            bodies.setdefault(str(status), self._error_reference(status))
+        return dict(sorted(bodies.items()))
+
+    def _error_statuses(self) -> Iterator[int]:
+        yield from (400, 406)
+        if permissions.AllowAny not in {type(permission) for permission in self.view.get_permissions()}:
+            yield from (401, 403)
+        if "{" in self.path:
+            yield 404
+        if self.method in ("POST", "PUT", "PATCH"):
+            yield from (409, 413, 415)
+        elif self.method == "DELETE":
+            yield 409
+        yield from (429, 500, 503)
+
+    def _error_reference(self, status: int) -> Document:
+        name, description = ERRORS[status]
+        body = ResolvedComponent("Error", ResolvedComponent.SCHEMA, ERROR_SCHEMA, "Error")
+        self.registry.register_on_missing(body)
+        answer: Document = {"description": description, "content": {JSON: {"schema": body.ref}}}
+        if status == 429:
+            limited = ResolvedComponent("RateLimitError", ResolvedComponent.SCHEMA, RATE_LIMIT_SCHEMA, "RateLimitError")
+            self.registry.register_on_missing(limited)
+            answer = {
+                "description": description,
+                "headers": RATE_LIMIT_HEADERS,
+                "content": {JSON: {"schema": limited.ref}},
+            }
+        component = ResolvedComponent(name, ResolvedComponent.RESPONSE, answer, name)
+        self.registry.register_on_missing(component)
+        return dict(component.ref)
+
+
+class BearerScheme(OpenApiAuthenticationExtension):
+    target_class = "k1node.access.authentication.ApiKeyAuthentication"
+    name = "ApiKey"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> Document:
+        return {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "sk-k1n_…",
+            "description": "`Authorization: Bearer sk-…`. One of the scopes listed at an operation opens it.",
+        }
+
+    def get_security_requirement(self, auto_schema: AutoSchema) -> list[Document]:
+        # Several requirements are alternatives, as the scopes of an action are.
+        return [{self.name: [scope]} for scope in required_scopes(auto_schema.view, auto_schema.method)] or [
+            {self.name: []}
+        ]
+
+
+class OperatorScheme(OpenApiAuthenticationExtension):
+    target_class = "k1node.access.authentication.OperatorSessionAuthentication"
+    name = "OperatorSession"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> Document:
+        return {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": settings.SESSION_COOKIE_NAME,
+            "description": "The session of an operator signed in at the console; writes also need X-CSRFToken.",
+        }

@@ -1,0 +1,122 @@
+"""The base of every endpoint: validate, one call into the app, respond."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
+from rest_framework.viewsets import ViewSet
+
+from k1node.access.principal import Principal
+from k1node.api.negotiation import Negotiation
+from k1node.api.pagination import PagePagination
+from k1node.api.serializers import QuerySerializer, StrictSerializer
+from k1node.lib.errors import FieldInvalid, NotFound
+
+Row = TypeVar("Row")
+
+
+class ApiViewSet(ViewSet):
+    """Names, for each action, the scopes of which any one opens it; an action without an entry is open to nobody.
+
+    Bound in urls.py: path("scheduler/schedules", ScheduleViewSet.as_view({"get": "list", "post": "create"})),
+    with typed path parameters (<str:task_id>), which the OpenAPI document needs.
+    """
+
+    required_scopes: ClassVar[Mapping[str, Sequence[str]]] = {}
+    # For the OpenAPI document, by action: the design's operationIds. And its tags, for all actions.
+    operation_ids: ClassVar[Mapping[str, str]] = {}
+    tags: ClassVar[Sequence[str]] = ()
+    # The key of a list's rows in its answer, and the name of that answer's component.
+    list_key = "entries"
+    list_name: str | None = None
+    pagination_class: type[PagePagination] = PagePagination
+    filter_backends: ClassVar[Sequence[Any]] = ()
+
+    content_negotiation_class = Negotiation
+    metadata_class = None
+    http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            return super().dispatch(request, *args, **kwargs)
+        finally:
+            # The framework's requests and serializers refer to themselves: without this, megabytes of parsed bodies
+            # pile up until the collector of cycles comes by. What the answer took out of this one stays.
+            body: Any = getattr(self.request, "_full_data", None)
+            if type(body) in (dict, list):
+                body.clear()
+
+    @property
+    def principal(self) -> Principal:
+        return self.request.user  # type: ignore[return-value]
+
+    def validated(
+        self, message: type[StrictSerializer], *, data: Any = None, partial: bool = False, **context: Any
+    ) -> dict[str, Any]:
+        """Return the request's body (or `data`) as `message` reads it; anything wrong with it is a 400."""
+        serializer = message(
+            data=self.request.data if data is None else data,
+            partial=partial,
+            context={"request": self.request, "view": self, **context},
+        )
+        serializer.is_valid(raise_exception=True)
+        return dict(serializer.validated_data)
+
+    def query(self, message: type[QuerySerializer] = QuerySerializer) -> dict[str, Any]:
+        """Return the query parameters as `message` reads them; unknown and repeated ones are a 400.
+
+        Those of the pagination are let pass on lists (an action named `list` or with `list` in its name).
+        """
+        given: dict[str, str] = {}
+        for name, values in self.request.query_params.lists():
+            if len(values) > 1:
+                raise FieldInvalid(name, "Must be given once", f"Leave out all but one {name}")
+            given[name] = values[0]
+        serializer = message(data=given, context={"request": self.request, "view": self})
+        serializer.ignored = frozenset(parameter["name"] for parameter in self.pagination_class.parameters)
+        serializer.is_valid(raise_exception=True)
+        return dict(serializer.validated_data)
+
+    def listed(
+        self,
+        rows: QuerySet[Any] | Sequence[Any],
+        output: type[BaseSerializer[Any]],
+        *,
+        paginator: PagePagination | None = None,
+        **context: Any,
+    ) -> Response:
+        """Return the page of `rows` that the request asks for, each written by `output`."""
+        paginator = paginator or self.pagination_class()
+        page = paginator.paginate_queryset(rows, self.request, self)
+        shown = output(page, many=True, context={"request": self.request, "view": self, **context})
+        return paginator.get_paginated_response(shown.data)
+
+    def found(self, rows: QuerySet[Row], **lookup: Any) -> Row:  # type: ignore[type-var]
+        """Return the one row of `rows` that fits. Raises NotFound."""
+        row = rows.filter(**lookup).first()
+        if row is None:
+            raise NotFound()
+        return row
+
+
+def created(body: Any, *, location: str) -> Response:
+    """Return 201; `location` is the path of what was made."""
+    return Response(body, status=201, headers={"Location": location})
+
+
+def accepted(body: Any, *, location: str | None = None) -> Response:
+    """Return 202; `location` is the path that tells how it goes on."""
+    return Response(body, status=202, headers={"Location": location} if location else None)
+
+
+def gone() -> Response:
+    """Return 204, for what is deleted."""
+    return Response(status=204)
+
+
+__all__ = ["ApiViewSet", "Request", "Response", "accepted", "created", "gone"]

@@ -1,0 +1,177 @@
+"""The time loop of a node: whatever happens because time has passed happens here, as conditional updates.
+
+Any number of nodes run one each against the same database; they compete row by row, never by an election, so the loss
+of one loses nothing. Each duty stands alone: one that fails is logged and tried again at the next tick, the others go
+on. The loop sleeps until the next slot or delay is due, at most TICK.
+
+| duty | every | what it does |
+|---|---|---|
+| stage | tick | delays and backoffs whose time has come go to the queue |
+| fire | tick | due slots make tasks and ledger rows |
+| rescue own | tick | tasks of this node's dead workers, told by the board |
+| rescue expired | 1 s | claims whose lease ran out, once this clock has seen the database for a whole lease |
+| report | 1 s | this node's row: load, limits, beats |
+| sweep gates | 30 s | missed releases, counts that do not match |
+| fold, prune | 60 s, or 1 s while there is more | old counters together, old rows away, in small batches |
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
+
+from k1node.broker import board as open_board
+from k1node.lib import sql
+from k1node.lib.board import GONE, Board
+from k1node.lib.clock_time import database_now
+from k1node.lib.node_id import node_id
+from recovery import supervision
+from scheduling import claims, gates, nodes, retention, slots
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.2
+GAP_SECONDS = 5.0  # a longer pause between two ticks (an outage, a suspend) makes every lease look dead
+STAGE_MOST = 1000
+DUTY_SECONDS = 2.0  # a duty that finds more to do goes on at the next tick, after the others
+
+
+@dataclass
+class Duty:
+    name: str
+    every: float  # seconds
+    work: Callable[[datetime], object]
+    due: float = field(default=0.0)
+
+
+class Clock:
+    def __init__(self, board: Board | None = None) -> None:
+        self.board = board or open_board()
+        self.policies = supervision.Policies()
+        self.started_at = datetime.now(UTC)
+        self._sweep_after = 0
+        self._seen_since = self._seen_at = _suspend_aware()
+        self._failed = False  # in the last tick
+        self.duties = [
+            Duty("stage", 0, self.stage),
+            Duty("fire", 0, self.fire),
+            Duty("rescue own", 0, self.rescue_own),
+            Duty("rescue expired", 1, self.rescue_expired),
+            Duty("report", 1, self.report),
+            Duty("sweep gates", 30, self.sweep_gates),
+            tidying := Duty("fold and prune", 60, self.tidy),
+        ]
+        self._tidying = tidying
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Tick until `stopping` says so."""
+        while not stopping():
+            try:
+                now = database_now()
+            except (DatabaseError, InterfaceError):
+                # It beats on while it waits, or `up` would take it for hung.
+                logger.exception("The clock cannot reach the database")
+                connection.close()
+                self.board.clock_beat()
+                time.sleep(1)
+                continue
+            self.tick(now)
+            time.sleep(self._patience())
+
+    def tick(self, now: datetime) -> None:
+        """Do every duty that is due at `now`."""
+        self.board.clock_beat()
+        self._notice_gap()
+        monotonic = time.monotonic()
+        self._failed = was_out = False
+        for duty in self.duties:
+            if monotonic < duty.due:
+                continue
+            duty.due = monotonic + duty.every
+            try:
+                duty.work(now)
+            except Exception as error:
+                self._failed = True
+                was_out = was_out or isinstance(error, (OperationalError, InterfaceError))
+                logger.exception("A duty of the clock failed", extra={"duty": duty.name})
+                connection.close()
+        if was_out:
+            # Leases were not renewed either. Any other error says nothing about them.
+            self._seen_since = _suspend_aware()
+
+    def _notice_gap(self) -> None:
+        now = _suspend_aware()
+        if now - self._seen_at > GAP_SECONDS:
+            logger.warning("The clock was away", extra={"seconds": round(now - self._seen_at, 1)})
+            self._seen_since = now
+        self._seen_at = now
+
+    def _patience(self) -> float:
+        try:
+            nearest = min(filter(None, (slots.next_slot_at(), claims.next_staging_at())), default=None)
+        except Exception:
+            logger.exception("The clock cannot look ahead")
+            connection.close()
+            return 1.0
+        if nearest is None or self._failed:
+            return TICK  # what is due may be what fails
+        return max(0.001, min(TICK, (nearest - database_now()).total_seconds()))
+
+    # --- duties ---
+
+    def stage(self, now: datetime) -> None:
+        until = time.monotonic() + DUTY_SECONDS
+        while claims.is_staging_due(now=now) and time.monotonic() < until:
+            if sql.in_transaction(lambda: claims.stage(now=now, limit=STAGE_MOST)) < STAGE_MOST:
+                break
+
+    def fire(self, now: datetime) -> None:
+        until = time.monotonic() + DUTY_SECONDS
+        while slots.fire_due(now=now) and time.monotonic() < until:
+            pass
+
+    def rescue_own(self, now: datetime) -> None:
+        for index, slot in self.board.slots():
+            if slot.state != GONE:
+                continue
+            owner = f"{node_id()}:{slot.pid}:{slot.born}"
+            running = (int(slot.task), int(slot.fence)) if slot.task else None
+            self.policies.get("")
+            held = sql.in_transaction(partial(supervision.rescue_worker, owner, running, self.policies, now=now))
+            logger.warning("Rescued the tasks of a dead worker", extra={"pid": slot.pid, "tasks": held})
+            self.board.free_slot(index)
+
+    def rescue_expired(self, now: datetime) -> None:
+        if _suspend_aware() - self._seen_since < claims.LEASE.total_seconds() or not claims.is_any_expired(now=now):
+            return
+        self.policies.get("")
+        count = sql.in_transaction(lambda: supervision.rescue_expired(self.policies, now=now))
+        if count:
+            logger.warning("Rescued claims whose lease ran out", extra={"tasks": count})
+
+    def report(self, now: datetime) -> None:
+        nodes.report(self.board, started_at=self.started_at, now=now)
+
+    def sweep_gates(self, now: datetime) -> None:
+        self._sweep_after = gates.sweep(now=now, after=self._sweep_after)
+
+    def tidy(self, now: datetime) -> None:
+        retention.fold_counters(now=now)
+        gone = retention.prune(
+            now=now,
+            keep_tasks=timedelta(days=settings.K1NODE_KEEP_TASK_DAYS),
+            keep_events=timedelta(days=settings.K1NODE_KEEP_EVENT_DAYS),
+        )
+        if gone >= retention.BATCH:
+            # A busy node makes in a minute far more than one call may delete.
+            self._tidying.due = time.monotonic() + 1
+
+
+def _suspend_aware() -> float:
+    """Return monotonic seconds that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,87 @@
+"""Writing and reading the event log.
+
+Everybody who follows the log (fan-out to webhooks, live pages) uses `read_after`, and remembers the Cursor it gives.
+On SQLite write transactions exclude each other, so ids appear in order and the last id is cursor enough. On PostgreSQL
+an id is taken before the commit, so a row with a lower id can appear after one with a higher id: rows are read in the
+order (xid, id) and only below the oldest transaction still running, beyond which nothing can appear any more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from django.db import connection
+
+from k1node.lib import sql
+
+COLUMNS = {"name": "text", "occurred_at": "timestamptz", "data": "jsonb"}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """A place in the log: everything up to and including it has been seen."""
+
+    xid: int = 0  # 0 on SQLite
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    cursor: Cursor
+    name: str
+    occurred_at: datetime
+    data: dict[str, Any]
+
+
+def publish(name: str, data: dict[str, Any], *, now: datetime) -> None:
+    """Add one fact to the log, in the caller's transaction."""
+    publish_many([(name, data)], now=now)
+
+
+def publish_many(facts: Sequence[tuple[str, dict[str, Any]]], *, now: datetime) -> None:
+    """Add several facts in one statement."""
+    publish_json([(name, orjson.dumps(data).decode()) for name, data in facts], now=now)
+
+
+def publish_json(facts: Sequence[tuple[str, str]], *, now: datetime) -> None:
+    """Add several facts whose data is JSON text already."""
+    stamp = sql.stored(now)
+    sql.insert_many("events_event", COLUMNS, [(name, stamp, data) for name, data in facts])
+
+
+def read_after(cursor: Cursor, limit: int = 500) -> list[LoggedEvent]:
+    """Return up to `limit` events that come after `cursor`, oldest first; none is ever stepped over."""
+    with connection.cursor() as db:
+        if connection.vendor == "postgresql":
+            db.execute(
+                "SELECT xid::text::bigint, id, name, occurred_at, data::text FROM events_event"
+                " WHERE (xid, id) > (%s::text::xid8, %s) AND xid < pg_snapshot_xmin(pg_current_snapshot())"
+                " ORDER BY xid, id LIMIT %s",
+                [str(cursor.xid), cursor.id, limit],
+            )
+        else:
+            db.execute(
+                "SELECT 0, id, name, occurred_at, data FROM events_event WHERE id > %s ORDER BY id LIMIT %s",
+                [cursor.id, limit],
+            )
+        rows = db.fetchall()
+    return [
+        LoggedEvent(Cursor(xid, pk), name, sql.moment(at), orjson.loads(data))  # type: ignore[arg-type]
+        for xid, pk, name, at, data in rows
+    ]
+
+
+def end() -> Cursor:
+    """Return the cursor behind which nothing lies yet: a follower that starts here sees only what comes."""
+    with connection.cursor() as db:
+        if connection.vendor == "postgresql":
+            db.execute(
+                "SELECT xid::text::bigint, id FROM events_event"
+                " WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid DESC, id DESC LIMIT 1"
+            )
+        else:
+            db.execute("SELECT 0, id FROM events_event ORDER BY id DESC LIMIT 1")
+        row = db.fetchone()
+    return Cursor(*row) if row else Cursor()

@@ -1,0 +1,241 @@
+"""One settings file. Every value an operator may set comes from the environment, through loud helpers."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from k1node.lib import secrets
+from k1node.lib.env import env_bool, env_choice, env_int, env_list, env_str
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# --- where and how this node runs -------------------------------------------------------------------------------
+PRODUCTION = env_choice("NODE_ENV", "development", ("development", "test", "production")) == "production"
+DEBUG = False
+PORT = env_int("PORT", 3000, low=1, high=65535)
+# Development listens on the loopback only.
+K1NODE_BIND = env_str("K1NODE_BIND", "0.0.0.0" if PRODUCTION else "127.0.0.1")  # noqa: S104
+K1NODE_DATA = Path(env_str("K1NODE_DATA", str(BASE_DIR / "data"))).resolve()
+K1NODE_DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
+# Which process of the node this is: web, worker, clock, or "" for a command. Decides durability and log fields.
+K1NODE_ROLE = env_str("K1NODE_ROLE")
+
+# Several nodes on one PostgreSQL must share their secrets, so a node must not make up its own there.
+SECRET_KEY = secrets.required("SECRET_KEY", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
+ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
+if PRODUCTION and not ALLOWED_HOSTS:
+    raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts this node answers to when NODE_ENV=production.")
+# The node's own handlers and probes ask it by these names.
+ALLOWED_HOSTS += ["localhost", "127.0.0.1", "[::1]"]
+
+# --- limits of this machine -------------------------------------------------------------------------------------
+K1NODE_MAX_CONCURRENT = env_int("K1NODE_MAX_CONCURRENT", 4, low=1, high=60)  # tasks running at the same time
+K1NODE_WORKERS = env_int("K1NODE_WORKERS", K1NODE_MAX_CONCURRENT, low=1, high=60)  # worker processes
+K1NODE_MAX_CPU_PERCENT = env_int("K1NODE_MAX_CPU_PERCENT", 80, low=1, high=100)  # 100 means no limit
+K1NODE_MAX_MEMORY_PERCENT = env_int("K1NODE_MAX_MEMORY_PERCENT", 85, low=1, high=100)  # 100 means no limit
+K1NODE_DRAIN_SECONDS = env_int("K1NODE_DRAIN_SECONDS", 20, low=0)  # running commands get this long at a stop
+K1NODE_KILL_GRACE_SECONDS = env_int("K1NODE_KILL_GRACE_SECONDS", 5, low=0)  # between TERM and KILL
+
+# --- handlers ---------------------------------------------------------------------------------------------------
+_root = env_str("K1NODE_HANDLER_ROOT")
+# None: the project folder is the root, and only what lies under ops/ may run.
+K1NODE_HANDLER_ROOT = Path(_root).resolve() if _root else None
+K1NODE_HANDLER_INTERPRETERS = env_list("K1NODE_HANDLER_INTERPRETERS", "bash,sh,python3")
+K1NODE_HANDLER_ENV = env_list("K1NODE_HANDLER_ENV")  # names passed on to commands
+K1NODE_HANDLER_MODULES = env_list("K1NODE_HANDLER_MODULES")  # Python modules that register handlers
+
+# --- retention, in days -----------------------------------------------------------------------------------------
+K1NODE_KEEP_TASK_DAYS = env_int("K1NODE_KEEP_TASK_DAYS", 30, low=1)  # tasks, attempts, output, slots
+K1NODE_KEEP_EVENT_DAYS = env_int("K1NODE_KEEP_EVENT_DAYS", 7, low=1)
+
+# --- the application --------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "k1node",
+    "k1node.events",
+    "k1node.access",
+    "scheduling",
+    "recovery",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_q",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+]
+MIDDLEWARE = [
+    "k1node.api.middleware.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "k1node.urls"
+WSGI_APPLICATION = "k1node.wsgi.application"
+APPEND_SLASH = True  # for the admin's pages; the API has no trailing slashes
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+
+# --- database: SQLite in K1NODE_DATA unless DB_HOST names a PostgreSQL ------------------------------------------
+DATABASES: dict[str, dict[str, Any]]
+if env_str("DB_HOST"):
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "HOST": env_str("DB_HOST"),
+            "PORT": env_str("DB_PORT", "5432"),
+            "NAME": env_str("DB_NAME", "k1node"),
+            "USER": env_str("DB_USER", "postgres"),
+            "PASSWORD": os.environ.get("DB_PASSWORD", ""),
+            "CONN_MAX_AGE": None,
+            "CONN_HEALTH_CHECKS": True,
+            "OPTIONS": {
+                "connect_timeout": 5,
+                # A 2xx of the web survives power loss; workers settle at least once anyway. As on SQLite below.
+                "options": "-c synchronous_commit=" + ("off" if K1NODE_ROLE in ("worker", "clock") else "on"),
+                "application_name": f"k1node {K1NODE_ROLE}".strip(),
+                # A server that vanished without a word is noticed in seconds, not in the kernel's quarter of an hour.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 15_000,  # ms
+            },
+        }
+    }
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "k1node.lib.sqlite",
+            "NAME": K1NODE_DATA / "k1node.sqlite3",
+            "CONN_MAX_AGE": None,
+            "OPTIONS": {
+                "timeout": 20,
+                "transaction_mode": "IMMEDIATE",
+                # A 2xx of the web survives power loss (FULL); workers settle at least once anyway (NORMAL).
+                "init_command": (
+                    "PRAGMA journal_mode=WAL;"
+                    f"PRAGMA synchronous={'NORMAL' if K1NODE_ROLE in ('worker', 'clock') else 'FULL'};"
+                    "PRAGMA temp_store=MEMORY;"
+                    "PRAGMA cache_size=-16000;"
+                    "PRAGMA mmap_size=268435456;"
+                    "PRAGMA wal_autocheckpoint=8000;"  # pages; a checkpoint every 1000 costs a fifth of the throughput
+                    "PRAGMA journal_size_limit=67108864;"
+                ),
+            },
+        }
+    }
+
+# --- django-q2: the host of the worker processes, nothing else (see k1node/broker.py) ----------------------------
+Q_CLUSTER = {
+    "name": "k1node",
+    "broker_class": "k1node.broker.TaskBroker",
+    "workers": K1NODE_WORKERS,
+    "queue_limit": K1NODE_WORKERS,
+    "save_limit": -1,
+    "scheduler": False,
+    "timeout": 86400,
+    "retry": 86401,
+    "recycle": 1_000_000,
+    "max_rss": 600_000,  # kB; a worker above it is replaced between two tokens
+    "daemonize_workers": False,
+    "log_level": "WARNING",
+    "label": "Workers",
+    "catch_up": False,
+}
+
+# --- security ---------------------------------------------------------------------------------------------------
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+# TLS ends at the proxy in front of the node; without one, say K1NODE_HTTPS=0 and know why.
+HTTPS = env_bool("K1NODE_HTTPS", PRODUCTION)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^api/", r"^healthz$", r"^readyz$"]
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
+SECURE_HSTS_PRELOAD = HTTPS
+SESSION_COOKIE_SECURE = HTTPS
+CSRF_COOKIE_SECURE = HTTPS
+SESSION_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # the guard in front has refused larger bodies already
+
+# --- static files -----------------------------------------------------------------------------------------------
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+# Served from the packages themselves: no collectstatic step between a clone and a running node.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+
+# --- API --------------------------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "k1node.access.authentication.ApiKeyAuthentication",
+        "k1node.access.authentication.OperatorSessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["k1node.access.permissions.HasScopes"],
+    "DEFAULT_RENDERER_CLASSES": ["k1node.api.renderers.JsonRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["k1node.api.parsers.JsonParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "k1node.api.negotiation.Negotiation",
+    "DEFAULT_SCHEMA_CLASS": "k1node.api.schema.Schema",
+    "EXCEPTION_HANDLER": "k1node.api.errors.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "K1.Node API v2",
+    "DESCRIPTION": "Error Recovery & Dynamic Scheduling API",
+    "VERSION": "2.0.0",
+    "CONTACT": {"name": "API Support", "email": "api@k1node.local"},
+    "OAS_VERSION": "3.1.0",
+    "DEFAULT_GENERATOR_CLASS": "k1node.api.document.Generator",
+    "SERVERS": [
+        {"url": "https://api.k1node.local/api/v2", "description": "Production API"},
+        {"url": "http://localhost:3000/api/v2", "description": "Development API"},
+    ],
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SCHEMA_PATH_PREFIX": r"/api/v2",
+    "SCHEMA_PATH_PREFIX_TRIM": True,
+    "COMPONENT_SPLIT_REQUEST": True,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+}
+
+# --- logs: one JSON object a line in production, readable lines in development ------------------------------------
+LOGGING_CONFIG = None
+LOG_LEVEL = env_str("K1NODE_LOG_LEVEL", "INFO").upper()
+from k1node.lib import logs  # noqa: E402
+
+logs.configure(level=LOG_LEVEL, as_json=PRODUCTION, role=K1NODE_ROLE)

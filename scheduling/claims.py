@@ -1,0 +1,260 @@
+"""Taking queued tasks: claim, renew, give back, and what a rescue does with claims whose worker is gone.
+
+A claim is one conditional update: `queued` -> `executing`, with a lease until a time and the fence raised by one.
+Start, renewal and settlement must match (id, fence) and status `executing`; whoever matches no row has lost the task.
+
+A worker may claim several short tasks at once (a bundle). The first of them is marked started, the rest still count
+as queued; running them in order, the worker settles all in one transaction. Only tasks whose handler is known to be
+short are bundled, never `solo` ones: those that were lost once, and those whose gate has a limit, an order or a
+failure rule.
+
+Who changes what: the worker claims, renews, settles (scheduling.settlement) and gives back; `clock` stages and
+rescues; gates and interventions move tasks that are not executing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import orjson
+from django.db import connection
+
+from k1node.lib import sql, wake
+
+LEASE = timedelta(seconds=20)
+RENEW_EVERY = timedelta(seconds=5)
+BUNDLE_MOST = 200
+
+# Literals, not parameters: only so can SQLite prove that the partial index covers the query.
+PEEK = (
+    "SELECT id, handler, solo FROM scheduling_task WHERE status = 'queued' ORDER BY priority DESC, due_at, id LIMIT %s"
+)
+CLAIM = (
+    "UPDATE scheduling_task SET status = 'executing', fence = fence + 1, lease_owner = %s, lease_expires_at = %s,"
+    # A cancellation that came before the task was given back still stands.
+    " control = CASE WHEN control IN ('cancel', 'skip') THEN control ELSE '' END,"
+    " control_reason = CASE WHEN control IN ('cancel', 'skip') THEN control_reason ELSE '' END,"
+    " started_at = CASE WHEN id = %s THEN {moment} ELSE NULL END"
+    " WHERE status = 'queued' AND id {among}"
+    " RETURNING id, task_id, handler, parameters, fence, attempt, timeout_ms, retry_policy, schedule_id, gate_id,"
+    " circuit_breaker, solo, due_at"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that this worker holds. `parameters_json` is unparsed: most handlers of most tasks have none."""
+
+    id: int
+    task_id: str
+    handler: str
+    parameters_json: str
+    fence: int
+    attempt: int  # spent before this run
+    timeout_ms: int
+    retry_policy: str
+    schedule_id: int | None
+    gate_id: int | None
+    circuit_breaker: str
+    solo: bool
+    due_at: Any
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {} if self.parameters_json == "{}" else orjson.loads(self.parameters_json)
+
+
+# What `choose` gets for each task at the head of the queue: (handler, solo); it returns how many of them to take.
+Choose = Callable[[Sequence[tuple[str, bool]]], int]
+
+
+def is_waiting() -> bool:
+    """Say whether any task is queued; a plain read that takes no lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM scheduling_task WHERE status = 'queued' LIMIT 1")
+        return cursor.fetchone() is not None
+
+
+def claim(*, owner: str, now: datetime, window: int, choose: Choose) -> list[Claim]:
+    """Take the most urgent queued tasks, at most `window`, and as many of them as `choose` says.
+
+    Needs a transaction. On PostgreSQL rows that a rival is claiming at this moment are passed over, on SQLite
+    writers exclude each other, so no task is taken twice.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(PEEK + sql.skip_locked(), [window])
+        head = cursor.fetchall()
+        if not head:
+            return []
+        ids = [row[0] for row in head[: max(1, choose([(handler, bool(solo)) for _, handler, solo in head]))]]
+        among, values = sql.among(ids)
+        cursor.execute(
+            CLAIM.format(moment=sql.moment_mark(), among=among),
+            [owner, sql.stored(now + LEASE), ids[0], sql.stored(now), *values],
+        )
+        claims = {row[0]: Claim(*row) for row in cursor.fetchall()}
+    return [claims[pk] for pk in ids if pk in claims]
+
+
+def renew(claims: Sequence[Claim], *, now: datetime) -> dict[int, tuple[str, str]]:
+    """Extend the leases still held; return {id: (control, reason)} of those. Missing ids are lost."""
+    if not claims:
+        return {}
+    fences = {claim.id: claim.fence for claim in claims}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduling_task SET lease_expires_at = %s WHERE status = 'executing'"
+            f" AND (id, fence) IN (VALUES {', '.join(['(%s, %s)'] * len(fences))})"
+            " RETURNING id, control, control_reason",
+            [sql.stored(now + LEASE), *(value for pair in fences.items() for value in pair)],
+        )
+        return {pk: (control, reason) for pk, control, reason in cursor.fetchall()}
+
+
+def controls(claim: Claim) -> tuple[str, str] | None:
+    """Return (control, reason) an operator has set on the running task; None when the claim is lost. A plain read."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT control, control_reason FROM scheduling_task WHERE id = %s AND fence = %s AND status = 'executing'",
+            [claim.id, claim.fence],
+        )
+        row = cursor.fetchone()
+    return (row[0], row[1]) if row else None
+
+
+def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
+    """Return unstarted claims to the queue, nothing spent; return how many were still held.
+
+    With `solo` they will never be bundled again.
+    """
+    if not claims:
+        return 0
+    alone = ", solo = true" if solo else ""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduling_task SET status = 'queued', lease_owner = '', lease_expires_at = NULL,"
+            f" started_at = NULL{alone}"
+            f" WHERE status = 'executing' AND (id, fence) IN (VALUES {', '.join(['(%s, %s)'] * len(claims))})",
+            [value for claim in claims for value in (claim.id, claim.fence)],
+        )
+        count: int = cursor.rowcount
+    wake.tell()
+    return count
+
+
+def mark_started(claim: Claim, *, now: datetime) -> None:
+    """Note that a task of a bundle is the one that runs now, so that it counts as executing."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduling_task SET started_at = %s WHERE id = %s AND fence = %s AND status = 'executing'",
+            [sql.stored(now), claim.id, claim.fence],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What may have changed on a task since it was claimed."""
+
+    gate_id: int | None
+    control: str
+
+
+def lock_held(claims: Sequence[Claim]) -> dict[int, Held]:
+    """Lock the tasks of `claims` in the order of their ids; return those still held under their fence, by id."""
+    with connection.cursor() as cursor:
+        among, values = sql.among([claim.id for claim in claims])
+        cursor.execute(
+            f"SELECT id, fence, gate_id, control FROM scheduling_task WHERE id {among}"
+            f" AND status = 'executing' ORDER BY id{sql.for_update()}",
+            values,
+        )
+        rows = cursor.fetchall()
+    fences = {claim.id: claim.fence for claim in claims}
+    return {pk: Held(gate_id, control) for pk, fence, gate_id, control in rows if fences[pk] == fence}
+
+
+def stage(*, now: datetime, limit: int = 1000) -> int:
+    """Move up to `limit` tasks whose time has come from `scheduled` to `queued`; return how many."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduling_task SET status = 'queued' WHERE status = 'scheduled' AND id IN ("
+            " SELECT id FROM scheduling_task WHERE status = 'scheduled' AND due_at <= %s ORDER BY due_at LIMIT %s"
+            f"{sql.skip_locked()})",
+            [sql.stored(now), limit],
+        )
+        count: int = cursor.rowcount
+    wake.tell()
+    return count
+
+
+def is_staging_due(*, now: datetime) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM scheduling_task WHERE status = 'scheduled' AND due_at <= %s LIMIT 1", [sql.stored(now)]
+        )
+        return cursor.fetchone() is not None
+
+
+def next_staging_at() -> datetime | None:
+    """Return when the next scheduled task is due; None when there is none."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT min(due_at) FROM scheduling_task WHERE status = 'scheduled'")
+        return sql.moment(cursor.fetchone()[0])
+
+
+HELD = (
+    "SELECT id, task_id, handler, parameters, fence, attempt, timeout_ms, retry_policy, schedule_id, gate_id,"
+    " circuit_breaker, solo, due_at, lease_owner, started_at FROM scheduling_task"
+    " WHERE status = 'executing'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A claim whose worker is dead or whose lease has run out, and what is known of its run."""
+
+    claim: Claim
+    owner: str
+    started_at: datetime | None  # None: certainly not the one that ran
+
+
+def expired(*, now: datetime, limit: int = 500) -> list[Orphan]:
+    """Return (and lock) claims whose lease ended before `now`, oldest first; needs a transaction."""
+    return _orphans(
+        HELD + " AND lease_expires_at < %s ORDER BY lease_expires_at LIMIT %s" + sql.skip_locked(),
+        [sql.stored(now), limit],
+    )
+
+
+def gates_of_expired(*, now: datetime, limit: int = 500) -> list[int]:
+    """Return the gates of the claims that expired() will give, to be locked before; a plain read."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT gate_id FROM scheduling_task WHERE status = 'executing' AND lease_expires_at < %s"
+            " ORDER BY lease_expires_at LIMIT %s",
+            [sql.stored(now), limit],
+        )
+        return [gate_id for (gate_id,) in cursor.fetchall() if gate_id is not None]
+
+
+def is_any_expired(*, now: datetime) -> bool:
+    """Say whether a lease has run out; a plain read."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM scheduling_task WHERE status = 'executing' AND lease_expires_at < %s LIMIT 1",
+            [sql.stored(now)],
+        )
+        return cursor.fetchone() is not None
+
+
+def held_by(owner: str) -> list[Orphan]:
+    """Return all claims of one worker."""
+    # Sorted here: asked for an order, SQLite walks the whole table in it.
+    return sorted(_orphans(HELD + " AND lease_owner = %s", [owner]), key=lambda orphan: orphan.claim.id)
+
+
+def _orphans(query: str, parameters: list[Any]) -> list[Orphan]:
+    with connection.cursor() as cursor:
+        cursor.execute(query, parameters)
+        return [Orphan(Claim(*row[:13]), row[13], sql.moment(row[14])) for row in cursor.fetchall()]

@@ -1,0 +1,149 @@
+"""Putting tasks on the queue, and taking waiting ones off it again.
+
+A new task is `queued`, or `scheduled` when it is due later, or `blocked` behind a gate. Everything that makes tasks
+comes through here: the API, slots, triggers, and later batches, retries and resubmissions.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.db import IntegrityError, connection, transaction
+
+from k1node.events import log
+from k1node.lib import wake
+from k1node.lib.errors import Conflict, Detail, FieldInvalid
+from scheduling import gates, handlers, registry
+from scheduling.models import RetryPolicy, Schedule, Task, TaskStatus
+
+RESERVED_IDS = {"batch"}
+DEFAULT_PRIORITY = 5
+DEFAULT_TIMEOUT_MS = 3_600_000
+DEFAULT_POLICY = "standard"
+
+
+class TaskIdTaken(Conflict):
+    """A task with this id exists already"""
+
+    def __init__(self, task_ids: Sequence[str]) -> None:
+        super().__init__(
+            f"A task with this id exists already: {', '.join(task_ids)}",
+            details=tuple(
+                Detail("task_id", f"'{task_id}' is taken", "Choose another id, or leave it out to get one")
+                for task_id in task_ids
+            ),
+        )
+
+
+class PolicyUnknown(FieldInvalid):
+    """No retry policy has this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task to be enqueued, already validated (see check())."""
+
+    task_id: str
+    handler: str
+    due_at: datetime
+    parameters: dict[str, Any] = field(default_factory=dict)
+    task_name: str = ""
+    priority: int = DEFAULT_PRIORITY
+    timeout_ms: int = DEFAULT_TIMEOUT_MS
+    retry_policy: str = DEFAULT_POLICY
+    circuit_breaker: str = ""
+    schedule_id: int | None = None
+    gate_id: int | None = None
+    is_blocked: bool = False  # waits behind its gate
+    created_by: str = ""
+    solo: bool = False
+
+
+def check(handler: str, parameters: dict[str, Any], retry_policy: str) -> None:
+    """Raise FieldInvalid or ParametersInvalid unless a task like this can run."""
+    parsed = handlers.parse(handler)
+    if isinstance(parsed, handlers.PythonHandler):
+        registry.check_parameters(parsed.name, parameters)
+    check_policy(retry_policy)
+
+
+def check_policy(name: str) -> None:
+    if not RetryPolicy.objects.filter(pk=name).exists():
+        known = ", ".join(RetryPolicy.objects.values_list("name", flat=True)[:20])
+        raise PolicyUnknown("retry_policy", f"There is no retry policy '{name}'", f"Use one of: {known}")
+
+
+def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
+    """Insert the tasks in one transaction; raise TaskIdTaken (and insert none) if an id exists already."""
+    ids = Counter(new.task_id for new in tasks)
+    if len(ids) < len(tasks):
+        raise TaskIdTaken(sorted(task_id for task_id, count in ids.items() if count > 1)[:50])
+    rows = [
+        Task(
+            task_id=new.task_id,
+            task_name=new.task_name,
+            schedule_id=new.schedule_id,
+            handler=new.handler,
+            parameters=new.parameters,
+            priority=new.priority,
+            timeout_ms=new.timeout_ms,
+            retry_policy_id=new.retry_policy,
+            circuit_breaker=new.circuit_breaker,
+            status=_first_status(new, now),
+            due_at=new.due_at,
+            gate_id=new.gate_id,
+            blocked_on_id=new.gate_id if new.is_blocked else None,
+            solo=new.solo or new.gate_id is not None,
+            created_by=new.created_by,
+            created_at=now,
+        )
+        for new in tasks
+    ]
+    try:
+        with transaction.atomic():
+            created = Task.objects.bulk_create(rows, batch_size=1000)
+            wake.tell()
+            return created
+    except IntegrityError:
+        taken = Task.objects.filter(task_id__in=[new.task_id for new in tasks]).values_list("task_id", flat=True)
+        if not taken:
+            raise
+        raise TaskIdTaken(sorted(taken[:50])) from None
+
+
+def _first_status(new: NewTask, now: datetime) -> TaskStatus:
+    if new.is_blocked:
+        return TaskStatus.BLOCKED
+    return TaskStatus.SCHEDULED if new.due_at > now else TaskStatus.QUEUED
+
+
+def end_earlier_runs(schedule: Schedule, gate_id: int, *, keep: str, now: datetime) -> int:
+    """End every run behind the schedule's locked gate but `keep`, for a newer one; return how many.
+
+    Waiting ones end here; running ones are told to, and let the newer one through when they have ended.
+    """
+    gate = gates.lock([gate_id])[gate_id]
+    ended = {"finished_at": now, "last_error": "Cancelled for a newer run of its schedule"}
+    blocked = Task.objects.filter(blocked_on=gate, status=TaskStatus.BLOCKED).exclude(task_id=keep)
+    cancelled = list(blocked.values_list("task_id", flat=True))
+    if cancelled:
+        waiting = blocked.update(status=TaskStatus.CANCELLED, blocked_on=None, **ended)
+        gates.withdrawn(gate, TaskStatus.CANCELLED, waiting)
+    others = gates.in_flight(gate).exclude(task_id=keep)
+    if connection.vendor == "postgresql":
+        # Locked first, or one that is claimed or given back between the two updates is missed by both.
+        list(others.order_by("pk").select_for_update().values_list("pk"))
+    idle = others.filter(status__in=(TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.PAUSED))
+    cancelled += idle.values_list("task_id", flat=True)
+    queued = idle.update(status=TaskStatus.CANCELLED, **ended)
+    told = others.filter(status=TaskStatus.EXECUTING).update(
+        control="cancel", control_reason="A newer run of its schedule is due"
+    )
+    if queued:
+        gates.settled({gate.pk: gate}, [(gate.pk, TaskStatus.CANCELLED)] * queued, now=now)
+    log.publish_many(
+        [("task.cancelled", {"task_id": task_id, "status": "cancelled"}) for task_id in cancelled], now=now
+    )
+    return len(cancelled) + told

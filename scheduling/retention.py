@@ -1,0 +1,125 @@
+"""Keeping the tables small: old counters are folded together, old rows deleted, a few hundred at a time."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import QuerySet
+
+from k1node.events.models import Event
+from scheduling.models import FINISHED, Attempt, MinuteCounter, OutputChunk, Slot, Task
+from scheduling.settlement import COUNTED
+
+BATCH = 500
+MOST_BATCHES = 4  # of each kind in one call, which is a fraction of a second; the next call goes on
+FOLD_AFTER = timedelta(minutes=10)  # the rows of all workers become one
+LOOK_BACK = timedelta(days=8)  # older minutes are folded into the epoch's
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FOLDED = ""  # the worker of a folded row
+
+
+def prune(*, now: datetime, keep_tasks: timedelta, keep_events: timedelta) -> int:
+    """Delete what is older than it is kept for; return how many rows of tasks, slots and events went."""
+    tasks = _prune_tasks(now - keep_tasks)
+    slots = _in_batches(Slot.objects.filter(recorded_at__lt=now - keep_tasks).order_by("recorded_at"), _delete_slots)
+    events = _prune_events(now - keep_events)
+    return tasks + slots + events
+
+
+def _prune_tasks(before: datetime) -> int:
+    """Delete tasks that ended before `before`, from the beginning of the table to the first stretch made after it.
+
+    Ids rise with time, so nobody has to keep an index of ends for this, and no call reads what is young.
+    """
+    gone = last = 0
+    while gone < BATCH * MOST_BATCHES:
+        rows = list(
+            Task.objects.filter(pk__gt=last)
+            .order_by("pk")
+            .values_list("pk", "status", "finished_at", "created_at")[:BATCH]
+        )
+        old = [pk for pk, status, ended, _ in rows if status in FINISHED and ended is not None and ended < before]
+        if old:
+            with transaction.atomic():
+                _delete_tasks(old)
+        gone += len(old)
+        if len(rows) < BATCH or not (old or any(created < before for *_, created in rows)):
+            break
+        last = rows[-1][0]
+    return gone
+
+
+def _prune_events(before: datetime) -> int:
+    """Delete events from the beginning of the log up to the first young one: ids rise with time."""
+    gone = 0
+    for _ in range(MOST_BATCHES):
+        rows = list(Event.objects.order_by("pk").values_list("pk", "occurred_at")[:BATCH])
+        old = [pk for pk, occurred_at in rows if occurred_at < before]
+        if old:
+            _delete_events(old)
+        gone += len(old)
+        if len(old) < BATCH:
+            break
+    return gone
+
+
+def _in_batches(rows: QuerySet[Any], delete: Callable[[list[int]], None]) -> int:
+    gone = 0
+    for _ in range(MOST_BATCHES):
+        pks = list(rows.values_list("pk", flat=True)[:BATCH])
+        if pks:
+            with transaction.atomic():
+                delete(pks)
+        gone += len(pks)
+        if len(pks) < BATCH:
+            break
+    return gone
+
+
+def _delete_tasks(pks: Iterable[int]) -> None:
+    # By hand and in this order: Django's cascade would load every attempt and chunk to delete it.
+    OutputChunk.objects.filter(task__in=pks)._raw_delete("default")
+    Attempt.objects.filter(task__in=pks)._raw_delete("default")
+    Task.objects.filter(origin__in=pks).update(origin=None)
+    Task.objects.filter(pk__in=pks)._raw_delete("default")
+
+
+def _delete_slots(pks: Iterable[int]) -> None:
+    Slot.objects.filter(pk__in=pks)._raw_delete("default")
+
+
+def _delete_events(pks: Iterable[int]) -> None:
+    Event.objects.filter(pk__in=pks)._raw_delete("default")
+
+
+def fold_counters(*, now: datetime) -> None:
+    """Fold the counters of finished minutes over workers, and minutes nobody looks back to into one."""
+    _fold(MinuteCounter.objects.filter(minute__lt=now - FOLD_AFTER, minute__gt=EPOCH).exclude(worker=FOLDED), None)
+    _fold(MinuteCounter.objects.filter(minute__lt=now - LOOK_BACK, minute__gt=EPOCH, worker=FOLDED), EPOCH)
+
+
+def _fold(rows: QuerySet[MinuteCounter], into: datetime | None) -> None:
+    """Move the counts of `rows`, oldest first, into folded rows of the same minute, or of `into`."""
+    for _ in range(MOST_BATCHES):
+        if not rows.exists():
+            return
+        with transaction.atomic():
+            oldest = rows.order_by("minute", "policy", "pk")
+            if connection.vendor == "postgresql":
+                oldest = oldest.select_for_update()
+            chosen = list(oldest[:BATCH])
+            sums: dict[tuple[datetime, str], Counter[str]] = {}
+            for row in chosen:
+                counts = {name: getattr(row, name) for name in COUNTED}
+                sums.setdefault((into or row.minute, row.policy), Counter()).update(counts)
+            for (minute, policy), counts in sorted(sums.items(), key=lambda item: item[0]):
+                target, _created = MinuteCounter.objects.select_for_update().get_or_create(
+                    minute=minute, policy=policy, worker=FOLDED
+                )
+                for name, count in counts.items():
+                    setattr(target, name, getattr(target, name) + count)
+                target.save()
+            # These and no others: one more of the same minute may have come since.
+            MinuteCounter.objects.filter(pk__in=[row.pk for row in chosen]).delete()

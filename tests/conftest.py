@@ -1,0 +1,158 @@
+"""What every test may ask for, and the environment the settings see.
+
+Which database the tests run on is decided by the run: SQLite in a fresh folder, or PostgreSQL where DB_HOST names one
+(`python -m tests.both` does one after the other). A test that only needs rows takes `@pytest.mark.django_db`: it runs
+in a transaction that is rolled back. A test with threads, processes or commits of its own takes
+`@pytest.mark.django_db(transaction=True)`: it commits, and costs a few milliseconds more because all tables are emptied
+after it. The retry policies that a migration adds are there in both kinds.
+"""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def _prepare_environment() -> Path:
+    """Set what the settings read, the same on every machine, and return this process's own data folder."""
+    # A worker's folder lies in its controller's, which is removed at the end even if the worker was killed.
+    parent = os.environ.get("K1NODE_DATA") if "PYTEST_XDIST_WORKER" in os.environ else None
+    for name in list(os.environ):
+        if name.startswith("K1NODE_") or name in ("NODE_ENV", "ALLOWED_HOSTS", "PORT"):
+            del os.environ[name]
+    data = Path(tempfile.mkdtemp(prefix="k1node-test-", dir=parent))
+    if servers := [host for host in os.environ.get("K1_TEST_DB_HOSTS", "").split(",") if host]:
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        os.environ["DB_HOST"] = servers[worker % len(servers)]
+    os.environ.update(
+        DJANGO_SETTINGS_MODULE="k1node.settings",
+        K1NODE_DATA=str(data),
+        SECRET_KEY="only-for-tests-" + "0123456789abcdef" * 3,
+        ALLOWED_HOSTS="testserver,localhost,127.0.0.1",
+    )
+    return data
+
+
+if "k1node.settings" in sys.modules:
+    raise pytest.UsageError(
+        "Unset DJANGO_SETTINGS_MODULE: the settings were read before the tests' environment was set."
+    )
+DATA = _prepare_environment()
+
+import django  # noqa: E402
+from django.conf import settings as django_settings  # noqa: E402
+from django.test import TransactionTestCase  # noqa: E402
+
+django_settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+_database: dict[str, Any] = django_settings.DATABASES["default"]
+if _database["ENGINE"] == "k1node.lib.sqlite":
+    # A file, as in a real node: threads, processes and the write lock would behave otherwise in memory.
+    _database["TEST"] = {"NAME": str(DATA / "test.sqlite3")}
+    _database["OPTIONS"]["init_command"] += "PRAGMA synchronous=OFF;"
+django.setup()
+# The workers of pytest-xdist inherit the environment, and pytest-django would read the settings before this file.
+del os.environ["DJANGO_SETTINGS_MODULE"]
+
+from pytest_django import Settings  # noqa: E402
+from rest_framework.test import APIClient  # noqa: E402
+
+from k1node.lib.board import Board  # noqa: E402
+from tests import databases  # noqa: E402
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what belongs to the other database."""
+    other = "sqlite" if databases.ON_POSTGRESQL else "postgresql"
+    left_out = [item for item in items if item.get_closest_marker(other)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker(other)]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(DATA, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_emptying() -> None:
+    TransactionTestCase._fixture_teardown = lambda self: databases.empty()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def now() -> datetime:
+    """Return a fixed moment: a Wednesday, with microseconds."""
+    return datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+
+
+@pytest.fixture
+def api_client(db: None) -> Callable[..., APIClient]:
+    """Return a maker of clients: api_client("scheduler:read", …) sends a real key with these scopes.
+
+    Give it no scope at all for a client without a key.
+    """
+    from k1node.access import keys
+
+    def make(*scopes: str) -> APIClient:
+        client = APIClient()
+        if scopes:
+            _key, text = keys.issue("test", scopes)
+            client.credentials(HTTP_AUTHORIZATION=f"Bearer {text}")
+        return client
+
+    return make
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    """Return a node's board of this test's own."""
+    yield Board(tmp_path / "board")
+
+
+class HandlerRoot:
+    """A folder of handler scripts; `write` returns the handler text that runs the new script."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, name: str, body: str, *, interpreter: str = "bash") -> str:
+        script = self.path / name
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(body if body.startswith("#!") else f"#!/usr/bin/env {interpreter}\n{body}\n")
+        script.chmod(0o755)
+        return f"{interpreter} {name}"
+
+
+@pytest.fixture
+def handler_root(tmp_path: Path, settings: Settings) -> HandlerRoot:
+    """Return a folder that the node runs handlers from."""
+    root = tmp_path / "handlers"
+    root.mkdir()
+    settings.K1NODE_HANDLER_ROOT = root
+    return HandlerRoot(root)
+
+
+@pytest.fixture
+def rival() -> Iterator[databases.Rival]:
+    """Return a second database session, in a thread of its own."""
+    session = databases.Rival()
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def node_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Return the environment of a real node of this test's own: a free port, a data folder, an empty database.
+
+    For tests marked `node`. Processes started with it see nothing of the test's own database, which is another.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with databases.fresh() as reach:
+        yield os.environ | reach | {"K1NODE_DATA": str(tmp_path / "data"), "PORT": port, "ALLOWED_HOSTS": "127.0.0.1"}

@@ -1,0 +1,72 @@
+"""Makers of rows: each gives a valid row whatever is left out, so that a test names only what matters to it."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
+from scheduling.outcomes import OutcomeKind
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+
+_numbers = count(1)
+
+
+def make_policy(**fields: Any) -> RetryPolicy:
+    return RetryPolicy.objects.create(**{"name": f"policy-{next(_numbers)}"} | fields)
+
+
+def make_schedule(**fields: Any) -> Schedule:
+    """Return an enabled cron schedule, due every five minutes; not yet planned by the clock."""
+    defaults = {
+        "task_id": f"schedule-{next(_numbers)}",
+        "handler": "python:sleep",
+        "schedule_type": ScheduleType.CRON,
+        "schedule_expr": "*/5 * * * *",
+    }
+    return Schedule.objects.create(**defaults | fields)
+
+
+def make_gate(**fields: Any) -> Gate:
+    """Return an open gate without a limit."""
+    return Gate.objects.create(**{"kind": GateKind.HOLD, "key": f"gate-{next(_numbers)}"} | fields)
+
+
+def make_task(**fields: Any) -> Task:
+    """Return a queued task that is due; an executing one has a lease, a blocked one a gate in front."""
+    defaults: dict[str, Any] = {
+        "task_id": f"task-{next(_numbers)}",
+        "handler": "python:sleep",
+        "due_at": NOW,
+        "created_at": NOW,
+    }
+    match fields.get("status"):
+        case TaskStatus.EXECUTING:
+            defaults |= {
+                "fence": 1,
+                "lease_owner": "worker",
+                "lease_expires_at": NOW + timedelta(seconds=20),
+                "started_at": NOW,
+            }
+        case TaskStatus.BLOCKED if "blocked_on" not in fields:
+            defaults["blocked_on"] = make_gate()
+        case TaskStatus.COMPLETED | TaskStatus.FAILED | TaskStatus.SKIPPED | TaskStatus.CANCELLED:
+            defaults["finished_at"] = NOW
+    return Task.objects.create(**defaults | fields)
+
+
+def make_attempt(task: Task | None = None, **fields: Any) -> Attempt:
+    """Return a completed first attempt that took a second."""
+    outcome = fields.get("outcome", OutcomeKind.COMPLETED)
+    defaults = {
+        "task": task or make_task(),
+        "fence": 1,
+        "number": 1,
+        "outcome": outcome,
+        "decision": "complete" if outcome == OutcomeKind.COMPLETED else "fail",
+        "worker": "worker",
+        "started_at": NOW,
+        "finished_at": NOW + timedelta(seconds=1),
+        "duration_ms": 1000,
+    }
+    return Attempt.objects.create(**defaults | fields)

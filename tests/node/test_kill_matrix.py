@@ -1,0 +1,122 @@
+"""kill -9 of any one process: nothing is lost, no innocent run ends, the node heals within 30 s."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.node.running import RunningNode, running_node, until
+
+pytestmark = pytest.mark.node
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    with running_node(tmp_path_factory.mktemp("node"), K1NODE_MAX_CONCURRENT="4") as node:
+        yield node
+
+
+def start_job(node: RunningNode, file: Path, seconds: float) -> str:
+    """Return the id of a job that runs now."""
+    task_id = node.submit("bash job.sh", parameters={"file": str(file), "seconds": seconds}, retry_policy="aggressive")
+    until(lambda: file.exists(), what="the job's start")
+    return task_id
+
+
+def lines(file: Path) -> list[str]:
+    return [line.split()[0] for line in file.read_text().splitlines()]
+
+
+VICTIMS: dict[str, Callable[[RunningNode], psutil.Process]] = {
+    "web": lambda node: node.named("web"),
+    "clock": lambda node: node.named("clock"),
+    "cluster parent": lambda node: node.named("cluster"),
+    "sentinel": lambda node: node.sentinel(),
+    "pusher": lambda node: node.helpers()[1],
+    "monitor": lambda node: node.helpers()[0],
+    "idle worker": lambda node: node.workers(busy=False)[0],
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_an_innocent_job_goes_on_and_new_ones_run(node: RunningNode, tmp_path: Path, victim: str) -> None:
+    until(lambda: len(node.workers(busy=False)) == 4 and len(node.helpers()) == 2, what="a whole cluster")
+    innocent = start_job(node, tmp_path / "innocent", 6)
+    waiting = node.submit("bash hello.sh")
+
+    VICTIMS[victim](node).kill()
+    killed_at = time.monotonic()
+
+    until(node.is_ready, what="readiness")
+    after = node.submit("bash hello.sh", parameters={"n": 1})
+    node.wait_for(after, "completed")
+    healed_after = time.monotonic() - killed_at
+    node.wait_for(waiting, "completed")
+    ended = node.wait_for(innocent, "completed", within=40)
+    assert healed_after < 30
+    assert lines(tmp_path / "innocent") == ["start", "end"]
+    assert [attempt["outcome"] for attempt in ended["attempts"]] == ["completed"]
+
+
+def test_a_busy_worker_s_job_is_ended_and_runs_again(node: RunningNode, tmp_path: Path) -> None:
+    until(lambda: not node.workers(busy=True), what="quiet")
+    job = start_job(node, tmp_path / "job", 5)
+    (worker,) = node.workers(busy=True)
+    innocent = start_job(node, tmp_path / "innocent", 5)
+    first_pid = int((tmp_path / "job").read_text().split()[1])
+
+    worker.kill()
+
+    ended = node.wait_for(job, "completed")
+    assert not psutil.pid_exists(first_pid)
+    assert lines(tmp_path / "job") == ["start", "start", "end"]
+    assert sorted(attempt["outcome"] for attempt in ended["attempts"]) == ["completed", "lost"]
+    assert len(node.wait_for(innocent, "completed")["attempts"]) == 1
+
+
+def test_a_killed_handler_is_a_failed_attempt(node: RunningNode, tmp_path: Path) -> None:
+    job = start_job(node, tmp_path / "job", 5)
+
+    os.kill(int((tmp_path / "job").read_text().split()[1]), signal.SIGKILL)
+
+    ended = node.wait_for(job, "completed")
+    assert [(a["outcome"], a["exit_code"]) for a in sorted(ended["attempts"], key=lambda a: a["attempt"])] == [
+        ("failed", 137),
+        ("completed", 0),
+    ]
+
+
+def test_a_hung_sentinel_is_replaced(node: RunningNode) -> None:
+    sentinel = node.sentinel()
+
+    sentinel.suspend()
+
+    until(lambda: not sentinel.is_running() or sentinel.status() == psutil.STATUS_ZOMBIE, what="its end")
+    node.wait_for(node.submit("bash hello.sh"), "completed")
+
+
+def test_killing_up_leaves_nothing_running_and_the_next_start_continues(tmp_path: Path) -> None:
+    with running_node(tmp_path, K1NODE_MAX_CONCURRENT="2") as node:
+        long = start_job(node, tmp_path / "long", 20)
+        short = start_job(node, tmp_path / "short", 1)
+        waiting = [node.submit("bash hello.sh") for _ in range(3)]
+        assert node.process is not None
+
+        node.process.kill()
+
+        node.process.wait()
+        until(lambda: not node.everything(), what="the end of every process")
+        assert lines(tmp_path / "short") == ["start", "end"]
+        assert lines(tmp_path / "long") == ["start"]
+        node.start()
+        for task_id in (*waiting, short):
+            node.wait_for(task_id, "completed")
+        again = node.wait_for(long, "completed", within=60)
+        assert sorted(attempt["outcome"] for attempt in again["attempts"]) == ["completed", "drained"]
+        assert len(node.task(short)["attempts"]) == 1
+        assert node.stop() == 0
+        assert node.everything() == []

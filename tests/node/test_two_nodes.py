@@ -1,0 +1,112 @@
+"""Two nodes on one PostgreSQL: no task is run twice, no gate is overrun, and one takes over when the other is gone."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import both
+from tests.databases import only_postgresql
+from tests.node.running import RunningNode, running_node, until
+
+# It brings a PostgreSQL of its own, so one of the two runs is enough.
+pytestmark = [pytest.mark.node, only_postgresql]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:
+    with both.postgresql(1) as server:
+        database = {"DB_HOST": server["DB_HOST"], "DB_USER": server["DB_USER"], "DB_NAME": "postgres"}
+        folder = tmp_path_factory.mktemp("nodes")
+        secret = {"SECRET_KEY": "the same on both nodes, as any cluster needs it to be"}
+        with (
+            running_node(folder / "a", **database, **secret) as first,
+            running_node(folder / "b", **database, **secret) as second,
+        ):
+            yield first, second
+
+
+def records(folder: Path) -> list[str]:
+    return [line for file in folder.iterdir() for line in file.read_text().splitlines()]
+
+
+def test_each_task_is_run_by_one_of_them(nodes: tuple[RunningNode, RunningNode], tmp_path: Path) -> None:
+    first, second = nodes
+    tasks = [
+        node.submit("bash job.sh", parameters={"file": str(tmp_path / f"{n}-{node.port}"), "seconds": 0.2})
+        for n in range(15)
+        for node in nodes
+    ]
+
+    ended = [first.wait_for(task_id, "completed", within=60) for task_id in tasks]
+
+    assert all(len(task["attempts"]) == 1 for task in ended)
+    assert len(records(tmp_path)) == 2 * len(tasks)
+    workers = {attempt["worker"].split("-")[0] for task in ended for attempt in task["attempts"]}
+    assert len(workers) == 2
+    usage = until(
+        lambda: (q := second.call("GET", "/scheduler/queue"))["resource_limits"]["max_concurrent_tasks"] == 8 and q,
+        what="both nodes in the figures",
+    )
+    assert usage["queue_status"]["executing"] == 0
+
+
+def test_runs_of_a_schedule_never_overlap_on_two_nodes(nodes: tuple[RunningNode, RunningNode], tmp_path: Path) -> None:
+    file = tmp_path / "runs"
+    first, second = nodes
+    first.call(
+        "POST",
+        "/scheduler/schedules",
+        {
+            "task_id": "one-at-a-time",
+            "handler": "bash job.sh",
+            "parameters": {"file": str(file), "seconds": 0.3},
+            "schedule_type": "event",
+            "schedule_expr": "go",
+            "overlap_policy": "queue_one",
+        },
+    )
+
+    queued = 0
+    for _ in range(10):
+        for node in nodes:
+            queued += node.call("POST", "/scheduler/trigger", {"event": "go", "metadata": {}})["queued_tasks"]
+
+    until(lambda: len(file.read_text().splitlines()) == 2 * queued, what="all the runs")
+    words = [line.split()[0] for line in file.read_text().splitlines()]
+    assert 2 <= queued < 20
+    assert words == ["start", "end"] * queued
+    assert second.has_status("one-at-a-time", "completed", "executing")
+
+
+def test_when_one_node_is_gone_the_other_runs_its_tasks(nodes: tuple[RunningNode, RunningNode], tmp_path: Path) -> None:
+    first, second = nodes
+    jobs = [
+        first.submit(
+            "bash job.sh",
+            parameters={"file": str(tmp_path / f"{n}"), "seconds": 40 if n < 8 else 0.1},
+            retry_policy="aggressive",
+        )
+        for n in range(12)
+    ]
+    until(lambda: len(list(tmp_path.iterdir())) >= 8, what="eight starts")
+    victims = first.everything()
+
+    for process in victims:
+        os.kill(process.pid, signal.SIGKILL)
+
+    psutil.wait_procs(victims, timeout=10)
+    # A lease of 20 s has to run out; long jobs that were the dead node's then start anew.
+    until(lambda: all("start" in (tmp_path / f"{n}").read_text() for n in range(12)), within=60, what="all starts")
+    for job in jobs[8:]:
+        assert len(second.wait_for(job, "completed", within=60)["attempts"]) == 1
+    taken_over = [
+        job
+        for job in jobs[:8]
+        if any(a["outcome"] == "lost" for a in second.wait_for(job, "completed", within=120)["attempts"])
+    ]
+    assert 1 <= len(taken_over) <= 4
+    assert all(len(second.task(job)["attempts"]) == 2 for job in taken_over)
