@@ -19,6 +19,7 @@ from django.db import DatabaseError, connection
 from django_q.brokers import Broker
 from django_q.signing import SignedPackage
 
+from k1node.lib import lifeline
 from k1node.lib.board import Board
 from k1node.lib.wake import CHANNEL
 from scheduling import claims
@@ -52,6 +53,7 @@ class TaskBroker(Broker):
         self.number = int(os.environ.get("K1NODE_CLUSTER", "0"))
         self._quick_until = 0.0
         self._listens = False
+        self._lifeline = lifeline.descriptor()
         super().__init__(list_key)
 
     def dequeue(self) -> list[tuple[str, str]] | None:
@@ -66,7 +68,7 @@ class TaskBroker(Broker):
 
     def _token(self) -> list[tuple[str, str]] | None:
         cluster = self.board.cluster(self.number)
-        if cluster is None or cluster.retired or self.board.drain_until:
+        if cluster is None or cluster.retired or self.board.drain_until or lifeline.is_cut(self._lifeline):
             time.sleep(0.2)
             return None
         cluster.pusher_at = time.monotonic()

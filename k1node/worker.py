@@ -149,7 +149,7 @@ class Worker:
 
     def turn(self) -> None:
         """Work until nothing waits, time is up, or the node wants its workers back."""
-        if not self.slot.begin(max_running=self._limit()):
+        if lifeline.is_cut(self.lifeline) or not self.slot.begin(max_running=self._limit()):
             return
         until = time.monotonic() + TURN_SECONDS
         self.heartbeat.wake()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 VARIABLE = "K1NODE_LIFELINE_FD"
 
+_cut_at: float | None = None  # monotonic; set by the first watcher that wakes, and inherited by what is forked later
+
 
 def descriptor() -> int | None:
     """Return the read end, now closed at exec; None when this process was not started by `up`."""
@@ -40,17 +42,34 @@ def watch(then: Callable[[], None]) -> None:
         return
 
     def wait() -> None:
+        global _cut_at
         os.read(number, 1)
+        _cut_at = _cut_at or time.monotonic()
         then()
 
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    _start(wait, "lifeline")
 
 
 def end_this_process_after(seconds: float) -> None:
     """Kill the calling process when `seconds` have passed, whatever it is doing then."""
 
     def wait() -> None:
-        time.sleep(seconds)
+        time.sleep(max(0.0, seconds))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=wait, name="last-resort", daemon=True).start()
+    _start(wait, "last-resort")
+
+
+def end_this_process_with_up(seconds: float) -> None:
+    """Kill the calling process `seconds` after `up` has gone, though it be forked only after that."""
+    watch(lambda: end_this_process_after((_cut_at or time.monotonic()) + seconds - time.monotonic()))
+
+
+def _start(work: Callable[[], None], name: str) -> None:
+    def run() -> None:
+        # The kernel gives a signal sent to a process to any thread that takes it, but only in the main one does it end
+        # a wait. A SIGTERM that came to this thread would be heard when the main one wakes by itself, or never.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        work()
+
+    threading.Thread(target=run, name=name, daemon=True).start()

@@ -1,5 +1,6 @@
 """The broker: when it sends a wake token and when it would be sent in vain."""
 
+import os
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from pytest_django import Settings
 
 from k1node import broker as broker_module
 from k1node.broker import TaskBroker
+from k1node.lib import lifeline
 from k1node.lib.board import BUSY, Board
 from scheduling import claims
 from tests.factories import make_task
@@ -47,6 +49,19 @@ def test_a_loaded_machine_gets_a_token_only_while_nothing_runs(broker: TaskBroke
 
     assert first is not None
     assert broker.dequeue() is None
+
+
+def test_no_token_is_sent_once_up_is_gone(broker: TaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_task()
+    read_end, write_end = os.pipe()
+    monkeypatch.setenv(lifeline.VARIABLE, str(read_end))
+    orphaned = TaskBroker()
+    before = orphaned.dequeue()
+
+    os.close(write_end)
+
+    assert (before is not None, orphaned.dequeue()) == (True, None)
+    os.close(read_end)
 
 
 def test_an_error_is_no_exception(broker: TaskBroker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,16 @@ def test_unknown_handlers_run_alone_and_short_ones_in_bundles(worker: Worker) ->
     assert 1 <= started < 12
 
 
+def test_nothing_is_claimed_once_up_is_gone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    (task,) = put()
+    monkeypatch.setattr(lifeline, "is_cut", lambda _: True)
+
+    worker.turn()
+
+    task.refresh_from_db()
+    assert (task.status, task.fence) == (TaskStatus.QUEUED, 0)
+
+
 def test_a_busy_node_starts_nothing_more(worker: Worker, board: Board, settings: Settings) -> None:
     settings.K1NODE_MAX_CONCURRENT = 1
     board.slot(worker.slot.index).pid = 1  # or the next one would be given this process's own slot

@@ -1,7 +1,6 @@
 """The parent of one cluster of worker processes, started by `up`: django-q2's Cluster with our lifeline and signals."""
 
 import os
-import signal
 from typing import Any
 
 from django.conf import settings
@@ -27,15 +26,16 @@ class Command(BaseCommand):
         # django-q2's only hook in a new worker process.
         post_spawn.connect(prepare, weak=False)
         os.register_at_fork(after_in_child=end_with_up)
-        lifeline.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
         end_with_up()
-        Cluster().start()
+        cluster = Cluster()
+        cluster.start()
+        if cluster.stop_event is not None:  # not told to stop already
+            # What SIGTERM does, without a signal: the main thread waits for the sentinel by now.
+            lifeline.watch(cluster.stop_event.set)
 
 
 def end_with_up() -> None:
     """Make sure that this process is gone soon after `up` is, whatever the rest of its cluster does."""
-    lifeline.watch(
-        lambda: lifeline.end_this_process_after(
-            settings.K1NODE_DRAIN_SECONDS + settings.K1NODE_KILL_GRACE_SECONDS + STOP_SLACK_SECONDS
-        )
+    lifeline.end_this_process_with_up(
+        settings.K1NODE_DRAIN_SECONDS + settings.K1NODE_KILL_GRACE_SECONDS + STOP_SLACK_SECONDS
     )
