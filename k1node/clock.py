@@ -30,7 +30,7 @@ from k1node.lib import sql
 from k1node.lib.board import GONE, Board
 from k1node.lib.clock_time import database_now
 from k1node.lib.node_id import node_id
-from recovery import supervision
+from recovery import interventions, supervision
 from scheduling import claims, gates, nodes, retention, slots
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ class Clock:
             keep_tasks=timedelta(days=settings.K1NODE_KEEP_TASK_DAYS),
             keep_events=timedelta(days=settings.K1NODE_KEEP_EVENT_DAYS),
         )
+        gone += interventions.prune(now - timedelta(days=settings.K1NODE_KEEP_TASK_DAYS))
         if gone >= retention.BATCH:
             # A busy node makes in a minute far more than one call may delete.
             self._tidying.due = time.monotonic() + 1

@@ -133,8 +133,10 @@ def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
     alone = ", solo = true" if solo else ""
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE scheduling_task SET status = 'queued', lease_owner = '', lease_expires_at = NULL,"
-            f" started_at = NULL{alone}"
+            # A pause that was asked for before the run began is kept by not beginning.
+            "UPDATE scheduling_task SET status = CASE WHEN control = 'pause' THEN 'paused' ELSE 'queued' END,"
+            " control = CASE WHEN control = 'pause' THEN '' ELSE control END,"
+            f" lease_owner = '', lease_expires_at = NULL, started_at = NULL{alone}"
             f" WHERE status = 'executing' AND (id, fence) IN (VALUES {', '.join(['(%s, %s)'] * len(claims))})",
             [value for claim in claims for value in (claim.id, claim.fence)],
         )

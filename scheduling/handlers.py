@@ -68,6 +68,11 @@ class PythonHandler:
         return f"{PYTHON_PREFIX}{self.name}"
 
 
+def registered(text: str) -> registry.Registered | None:
+    """Return the Python handler that `text` names; None for a command, and for one that this node does not know."""
+    return registry.lookup(text.removeprefix(PYTHON_PREFIX)) if text.startswith(PYTHON_PREFIX) else None
+
+
 def parse(handler: str) -> CommandHandler | PythonHandler:
     """Return what `handler` would run now; raise HandlerNotAllowed with a suggestion. Cheap enough for every run."""
     if handler.startswith(PYTHON_PREFIX):

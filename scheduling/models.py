@@ -197,6 +197,7 @@ class Task(models.Model):
     gate = models.ForeignKey(Gate, models.PROTECT, null=True, blank=True, db_index=False, related_name="tasks")
     blocked_on = models.ForeignKey(Gate, models.PROTECT, null=True, blank=True, db_index=False, related_name="waiters")
     origin = models.ForeignKey("self", models.SET_NULL, null=True, blank=True, db_index=False, related_name="retries")
+    retry_count = models.PositiveIntegerField(default=0)  # tasks made from this one by hand: the number of the next
     created_by = models.CharField(max_length=150, blank=True)
     created_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True, blank=True)  # of the latest attempt

@@ -59,6 +59,7 @@ class NewTask:
     is_blocked: bool = False  # waits behind its gate
     created_by: str = ""
     solo: bool = False
+    origin_id: int | None = None  # the task that this one is a retry of
 
 
 def check(handler: str, parameters: dict[str, Any], retry_policy: str) -> None:
@@ -96,6 +97,7 @@ def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
             gate_id=new.gate_id,
             blocked_on_id=new.gate_id if new.is_blocked else None,
             solo=new.solo or new.gate_id is not None,
+            origin_id=new.origin_id,
             created_by=new.created_by,
             created_at=now,
         )

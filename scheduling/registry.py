@@ -103,6 +103,9 @@ class Registered:
     takes_context: bool
     takes_any: bool  # it has **kwargs
 
+    def takes(self, parameter: str) -> bool:
+        return self.takes_any or parameter in self.parameters
+
     def problems(self, given: Mapping[str, object]) -> list[Detail]:
         found = [
             Detail(f"parameters.{known.name}", "is required", f"Add {known.name}: {known.words}")

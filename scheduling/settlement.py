@@ -19,7 +19,7 @@ from k1node.events import log
 from k1node.lib import sql
 from scheduling import claims, gates
 from scheduling.claims import Claim, Held
-from scheduling.models import TaskStatus
+from scheduling.models import Control, Task, TaskStatus
 from scheduling.outcomes import Action, Decision, Outcome, OutcomeKind
 from scheduling.output import HEAD_BYTES, TAIL_BYTES, Chunk
 
@@ -184,6 +184,7 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
         # Gates that took these tasks in while they ran: after the tasks, against the order, so at worst this repeats.
         gate_of |= gates.lock(joined)
     sql.update_many("scheduling_task", TASK_COLUMNS, [s.rows.task for s in settled], also=LEASE_ENDS)
+    _keep_paused([s.claim.id for s in settled if _stays_paused(s, held[s.claim.id])], now=now)
     finals = [
         (s.claim.gate_id, TaskStatus(STATUS_AFTER[s.decision.action]))
         for s in settled
@@ -209,6 +210,16 @@ def _as_it_stands(s: Settlement, held: Held) -> Settlement:
     if held.control in ASKED and s.decision.action not in FINAL:
         s = replace(s, decision=Decision(ASKED[held.control], spent=s.decision.spent))
     return s
+
+
+def _stays_paused(s: Settlement, held: Held) -> bool:
+    """Say whether the run ended under an operator's pause (its node drained or died) and would begin again."""
+    return held.control == Control.PAUSE and s.decision.action not in FINAL
+
+
+def _keep_paused(ids: Sequence[int], *, now: datetime) -> None:
+    if ids:
+        Task.objects.filter(pk__in=ids).update(status=TaskStatus.PAUSED, paused_at=now)
 
 
 def _write_output(settled: Sequence[Settlement]) -> None:

@@ -4,8 +4,18 @@ from typing import Any
 
 from rest_framework import serializers
 
-from k1node.api.serializers import QuerySerializer, StrictChoice, StrictString, Timestamp
+from k1node.api.serializers import (
+    QuerySerializer,
+    StrictChoice,
+    StrictInteger,
+    StrictObject,
+    StrictSerializer,
+    StrictString,
+    Timestamp,
+)
 from recovery import metrics
+from recovery.models import Intervention
+from scheduling import tasks
 
 
 class RetryStatsFilters(QuerySerializer):
@@ -42,3 +52,65 @@ class RetryStatsOutput(serializers.Serializer[Any]):
     interval = serializers.ChoiceField(choices=tuple(metrics.INTERVALS))
     metrics = RetryMetricsOutput()
     timeseries = RetryStepOutput(many=True)
+
+
+LOWEST, HIGHEST = tasks.PRIORITIES
+
+
+class InterventionInput(StrictSerializer):
+    reason = StrictString(
+        max_length=500, required=False, allow_null=True, allow_blank=True, help_text="Kept in the history"
+    )
+
+
+class RetryInput(InterventionInput):
+    parameters = StrictObject(
+        required=False, help_text="Laid over the original ones, key by key; timeout_ms also sets the task's timeout"
+    )
+    retry_policy = StrictString(max_length=64, required=False, help_text="Instead of the original one")
+
+
+class PriorityInput(InterventionInput):
+    priority = StrictInteger(min_value=LOWEST, max_value=HIGHEST, help_text="10 is the most urgent")
+
+
+class PausedOutput(serializers.Serializer[Any]):
+    status = serializers.CharField()
+    paused_at = Timestamp()
+
+
+class ResumedOutput(serializers.Serializer[Any]):
+    status = serializers.CharField()
+    resumed_at = Timestamp()
+
+
+class EndedOutput(serializers.Serializer[Any]):
+    status = serializers.CharField()
+    reason = serializers.CharField(allow_null=True)
+
+
+class PriorityOutput(serializers.Serializer[Any]):
+    status = serializers.CharField()
+    priority = serializers.IntegerField(min_value=LOWEST, max_value=HIGHEST)
+
+
+class RetriedOutput(serializers.Serializer[Any]):
+    status = serializers.CharField()
+    new_task_id = serializers.CharField()
+
+
+class InterventionOutput(serializers.Serializer[Intervention]):
+    timestamp = Timestamp(source="created_at")
+    action = serializers.ChoiceField(Intervention.Action.choices)
+    reason = serializers.SerializerMethodField()
+    performed_by = serializers.CharField()
+    before = serializers.DictField(help_text="What the task was")
+    after = serializers.DictField(help_text="What it was made; of a retry, the new task's id")
+
+    def get_reason(self, row: Intervention) -> str | None:
+        return row.reason or None
+
+
+class InterventionHistoryOutput(serializers.Serializer[Any]):
+    task_id = serializers.CharField()
+    interventions = InterventionOutput(many=True)

@@ -13,12 +13,14 @@ from django.db import connection, transaction
 
 from k1node.lib import sql
 from k1node.lib.clock_time import database_now
-from recovery import supervision
+from recovery import interventions, supervision
+from recovery.interventions import By
 from scheduling import claims, gates, schedules, settlement
 from scheduling.claims import Claim
-from scheduling.models import ACTIVE, Attempt, Gate, MinuteCounter, OverlapPolicy, Schedule, Task, TaskStatus
+from scheduling.models import ACTIVE, FINISHED, Attempt, Gate, MinuteCounter, OverlapPolicy, Schedule, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
 from scheduling.schedules import RunLeftOut
+from scheduling.steering import Impossible
 from tests.factories import make_schedule, make_task
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -82,6 +84,21 @@ class Rivals:
             schedule.refresh_from_db()
             self.run_again(schedule)
 
+    def intervene(self, seed: int) -> None:
+        """Do to whatever task there is whatever comes to mind; what is impossible is refused."""
+        chance = random.Random(seed)
+        verbs = (interventions.pause, interventions.resume, interventions.skip, interventions.cancel)
+        for _ in range(ROUNDS):
+            task = chance.choice(list(Task.objects.filter(status__in=ACTIVE)[:50]) or [None])
+            ended = Task.objects.filter(status__in=FINISHED).order_by("-pk").first()
+            try:
+                if task is not None:
+                    chance.choice(verbs)(task, By("ana"), now=database_now())
+                if ended is not None and chance.random() < 0.3:
+                    interventions.retry(ended, By("ana"), now=database_now())
+            except Impossible:
+                time.sleep(0.005)
+
     def all_at_once(self, *jobs: Callable[[], None]) -> None:
         def guarded(job: Callable[[], None]) -> None:
             try:
@@ -113,10 +130,13 @@ def test_no_count_is_wrong_and_no_task_is_lost_after_a_storm() -> None:
         rivals.rescue,
         *(partial(rivals.run_again, schedule) for schedule in made),
         partial(rivals.edit, edited),
+        *(partial(rivals.intervene, seed) for seed in range(50, 52)),
     )
 
     assert rivals.errors == []
     # Whatever is left is claimed, ended and released until nothing moves any more.
+    for task in Task.objects.filter(status=TaskStatus.PAUSED):
+        interventions.resume(task, By("ana"), now=database_now())
     for seed in range(100, 160):
         with transaction.atomic():
             supervision.rescue_expired(rivals.policies, now=database_now() + timedelta(minutes=1))

@@ -1,0 +1,139 @@
+"""Moving one task by hand: what an operator may do to it in each of its states.
+
+lock() takes the task and the gates it counts on, in the one lock order; the verbs then change the locked row and the
+gates' counts in the caller's transaction. What a verb cannot do in the task's present state is an Impossible, with the
+reason. A run that goes on is only asked: its worker reads `control` every second and does it, on whichever node.
+
+    state                 pause            resume             cancel, skip            reprioritise
+    scheduled, queued     paused           -                  ends here               yes
+    blocked               -                -                  ends here               yes
+    paused                -                queued, scheduled  ends here               yes
+    executing             asks its worker  asks its worker    asks its worker         -
+    finished              -                -                  -                       -
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from k1node.lib import sql, wake
+from k1node.lib.errors import Conflict
+from scheduling import gates, handlers
+from scheduling.models import FINISHED, Control, Gate, Task, TaskStatus
+
+ENDED = {TaskStatus.CANCELLED: Control.CANCEL, TaskStatus.SKIPPED: Control.SKIP}
+IDLE = (TaskStatus.QUEUED, TaskStatus.SCHEDULED)
+
+
+class Impossible(Conflict):
+    """The task's present state does not allow this"""
+
+
+@dataclass(slots=True)
+class Locked:
+    """A task and the gates it counts on, held until the transaction ends."""
+
+    task: Task
+    gates: dict[int, Gate]
+
+
+def lock(pk: int) -> Locked | None:
+    """Lock a task after its gates; None when it is gone. Needs a transaction."""
+    known = Task.objects.filter(pk=pk).values_list("gate_id", "blocked_on_id").first()
+    if known is None:
+        return None
+    held = gates.lock(gate_id for gate_id in known if gate_id is not None)
+    rows = Task.objects.filter(pk=pk)
+    task = (rows.select_for_update() if sql.is_postgresql() else rows).first()
+    if task is None:
+        return None
+    joined = {gate_id for gate_id in (task.gate_id, task.blocked_on_id) if gate_id is not None} - held.keys()
+    if joined:
+        # A gate that took the task in meanwhile: after the task, against the order, so at worst this repeats.
+        held |= gates.lock(joined)
+    return Locked(task, held)
+
+
+def pause(locked: Locked, *, now: datetime) -> None:
+    """Take a waiting task out of the queue, or have a running one stopped; raises Impossible."""
+    task = locked.task
+    _refuse_finished(task)
+    if task.status == TaskStatus.PAUSED or task.control == Control.PAUSE:
+        raise Impossible("It is paused already")
+    if task.status == TaskStatus.BLOCKED:
+        raise Impossible("It waits for its turn and cannot be paused; cancel or skip it, or pause what it waits for")
+    if task.status in IDLE:
+        task.status = TaskStatus.PAUSED
+    else:
+        _refuse_ending(task)
+        if not _can_pause(task.handler):
+            raise Impossible(f"{task.handler} cannot be paused while it runs: it never calls context.checkpoint()")
+        task.control = Control.PAUSE
+    task.paused_at = now
+    task.save(update_fields=("status", "control", "paused_at"))
+
+
+def resume(locked: Locked, *, now: datetime) -> None:
+    """Undo a pause; raises Impossible."""
+    task = locked.task
+    _refuse_finished(task)
+    if task.status == TaskStatus.PAUSED:
+        task.status = TaskStatus.SCHEDULED if task.due_at > now else TaskStatus.QUEUED
+    elif task.control == Control.PAUSE:
+        task.control = Control.NONE
+    else:
+        raise Impossible("It is not paused")
+    task.paused_at = None
+    task.save(update_fields=("status", "control", "paused_at"))
+    wake.tell()
+
+
+def end(locked: Locked, status: TaskStatus, why: str, *, now: datetime) -> list[str]:
+    """Cancel or skip a task, or have its run ended; raises Impossible.
+
+    Returns the ids of other tasks that a gate's failure rule has cancelled with it.
+    """
+    task = locked.task
+    _refuse_finished(task)
+    if task.status == TaskStatus.EXECUTING:
+        _refuse_ending(task)
+        task.control, task.control_reason, task.paused_at = ENDED[status], why[:500], None
+        task.save(update_fields=("control", "control_reason", "paused_at"))
+        return []
+    gate_id, was_blocked = task.gate_id, task.status == TaskStatus.BLOCKED
+    in_front = task.blocked_on_id
+    task.status, task.blocked_on, task.paused_at = status, None, None
+    task.finished_at, task.last_error = now, why
+    task.save(update_fields=("status", "blocked_on", "paused_at", "finished_at", "last_error"))
+    if was_blocked and in_front is not None:
+        gates.withdrawn(locked.gates[in_front], status)
+    elif gate_id is not None:
+        return gates.settled(locked.gates, [(gate_id, status)], now=now)
+    return []
+
+
+def reprioritise(locked: Locked, priority: int) -> None:
+    """Move a waiting task in the queue; raises Impossible."""
+    task = locked.task
+    _refuse_finished(task)
+    if task.status == TaskStatus.EXECUTING:
+        raise Impossible("It runs already; its priority decides nothing any more")
+    task.priority = priority
+    task.save(update_fields=("priority",))
+
+
+def _refuse_finished(task: Task) -> None:
+    if task.status in FINISHED:
+        raise Impossible(f"It has ended: {task.status}")
+
+
+def _refuse_ending(task: Task) -> None:
+    if task.control in (Control.CANCEL, Control.SKIP):
+        raise Impossible("It is being ended already")
+
+
+def _can_pause(handler: str) -> bool:
+    """Say whether a run can be stopped and go on: commands by a signal, Python handlers only where they look."""
+    if not handler.startswith(handlers.PYTHON_PREFIX):
+        return True
+    found = handlers.registered(handler)
+    return found is not None and found.takes_context
