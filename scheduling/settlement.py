@@ -203,12 +203,15 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
 def _as_it_stands(s: Settlement, held: Held) -> Settlement:
     """Return `s` with what has changed on the task since its claim: its gate, and what an operator asked for.
 
-    The end that was asked for outlives a lost worker, a drain and a failure that would be tried again.
+    The end that was asked for outlives a lost worker, a drain and a failure that would be tried again, and its reason
+    is what the task says of itself.
     """
     if held.gate_id != s.claim.gate_id:
         s = replace(s, claim=replace(s.claim, gate_id=held.gate_id))
     if held.control in ASKED and s.decision.action not in FINAL:
         s = replace(s, decision=Decision(ASKED[held.control], spent=s.decision.spent))
+    if held.reason and s.decision.action in ASKED.values():
+        s = replace(s, outcome=replace(s.outcome, error=held.reason))
     return s
 
 

@@ -53,6 +53,20 @@ def lock(pk: int) -> Locked | None:
     return Locked(task, held)
 
 
+def possible(task: Task) -> tuple[str, ...]:
+    """Return the verbs that the task's present state allows, as names of interventions."""
+    if task.status in FINISHED:
+        return ("retry",)
+    if task.status != TaskStatus.EXECUTING:
+        turn = {TaskStatus.PAUSED: ("resume",), TaskStatus.BLOCKED: ()}.get(TaskStatus(task.status), ("pause",))
+        return (*turn, "skip", "cancel", "priority")
+    if task.control in (Control.CANCEL, Control.SKIP):
+        return ()
+    if task.control == Control.PAUSE:
+        return ("resume", "skip", "cancel")
+    return ("pause", "skip", "cancel") if _can_pause(task.handler) else ("skip", "cancel")
+
+
 def pause(locked: Locked, *, now: datetime) -> None:
     """Take a waiting task out of the queue, or have a running one stopped; raises Impossible."""
     task = locked.task

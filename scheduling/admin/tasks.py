@@ -210,8 +210,13 @@ class TaskAdmin(KeysetAdmin):
             "value": "" if value is None else display.as_json(value),
             "retries": list(Task.objects.filter(origin=task).only("task_id", "status").order_by("pk")[:MOST_RETRIES]),
             "has_view_permission": True,
+            **self.beside(request, task),
         }
         return TemplateResponse(request, "admin/scheduling/task/page.html", context)
+
+    def beside(self, request: HttpRequest, task: Task) -> dict[str, Any]:
+        """Return what apps above this one show on a task's page, for its template."""
+        return {}
 
     def output_view(self, request: HttpRequest, pk: int, fence: int) -> HttpResponse:
         """Give the stored bytes of one run as a file."""

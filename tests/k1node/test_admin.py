@@ -21,6 +21,7 @@ from k1node.access.models import ApiKey
 from k1node.events import log
 from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
+from recovery.models import Intervention
 from scheduling.models import (
     Attempt,
     Gate,
@@ -75,6 +76,15 @@ def rows() -> dict[type[models.Model], models.Model]:
             recorded_at=NOW,
         ),
         Gate: gate,
+        Intervention: Intervention.objects.create(
+            task=task,
+            action="pause",
+            reason=HOSTILE,
+            performed_by=HOSTILE,
+            before={},
+            after={HOSTILE: 1},
+            created_at=NOW,
+        ),
         RetryPolicy: RetryPolicy.objects.get(pk="standard"),
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
         MinuteCounter: MinuteCounter.objects.create(minute=NOW, policy="standard", worker=HOSTILE),
@@ -116,7 +126,11 @@ def text_of(response: Any) -> str:
 
 
 def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> None:
-    ours = {model for label in ("scheduling", "events", "access") for model in apps.get_app_config(label).get_models()}
+    ours = {
+        model
+        for label in ("scheduling", "recovery", "events", "access")
+        for model in apps.get_app_config(label).get_models()
+    }
 
     assert set(admin.site._registry) == ours | {User}
 
@@ -171,7 +185,7 @@ def test_pages_are_closed_to_staff_without_permission(
     assert client.get(page_of(rows[model])).status_code == 403
 
 
-MACHINE_WRITTEN = [Task, Attempt, OutputChunk, Slot, Gate, Node, MinuteCounter, ScheduleTally, Event]
+MACHINE_WRITTEN = [Task, Attempt, OutputChunk, Slot, Gate, Node, MinuteCounter, ScheduleTally, Event, Intervention]
 
 
 @pytest.mark.parametrize("model", MACHINE_WRITTEN)
@@ -252,7 +266,7 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event])
+@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event, Intervention])
 def test_growing_lists_never_count_and_never_skip(
     admin_client: Client, rows: dict[Any, Any], model: type[models.Model], django_assert_max_num_queries: Any
 ) -> None:

@@ -687,8 +687,8 @@ def test_page_of_a_task_asks_a_fixed_number_of_questions(admin_client: Client, d
         write(task, 0, b"x", fence=number)
         make_task(origin=task)
 
-    # Session, user, task, attempts, output, retries.
-    with django_assert_num_queries(6):
+    # Session, user, task, interventions, attempts, output, retries.
+    with django_assert_num_queries(7):
         admin_client.get(page_of(task))
 
 

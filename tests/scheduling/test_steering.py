@@ -1,6 +1,6 @@
 """Moving one task by hand: what each state allows, what it refuses and why, and what it does to the gates' counts."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import pytest
@@ -216,3 +216,33 @@ def test_a_gate_that_took_the_task_in_meanwhile_is_counted(rival: Rival, monkeyp
 
     gate.refresh_from_db()
     assert (gate.in_flight, gate.cancelled) == (0, 1)
+
+
+VERBS: dict[str, Callable[[Locked], object]] = {
+    "pause": lambda held: steering.pause(held, now=NOW),
+    "resume": lambda held: steering.resume(held, now=NOW),
+    "skip": lambda held: steering.end(held, TaskStatus.SKIPPED, "why", now=NOW),
+    "cancel": lambda held: steering.end(held, TaskStatus.CANCELLED, "why", now=NOW),
+    "priority": lambda held: steering.reprioritise(held, 9),
+}
+
+
+@pytest.mark.parametrize("control", Control.values)
+@pytest.mark.parametrize("handler", ["bash a.sh", "python:noop", "python:sleep", "python:unknown"])
+@pytest.mark.parametrize("status", TaskStatus.values)
+def test_what_is_said_to_be_possible_is_what_is_done(status: str, handler: str, control: str) -> None:
+    asked = control if status == TaskStatus.EXECUTING else ""
+    task = make_task(status=TaskStatus(status), handler=handler, control=asked)
+
+    done = []
+    for verb, change in VERBS.items():
+        with transaction.atomic():
+            try:
+                change(locked(task))
+                done.append(verb)
+            except Impossible:
+                pass
+            transaction.set_rollback(True)
+
+    assert set(done) == set(steering.possible(task)) - {"retry"}
+    assert ("retry" in steering.possible(task)) == (status in FINAL)

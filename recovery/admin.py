@@ -1,0 +1,172 @@
+"""Interventions on the console: the buttons and the history on a task's page, and the record of all of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+
+from k1node.lib import admin_display as display
+from k1node.lib.admin_base import RECORDS
+from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
+from k1node.lib.clock_time import database_now
+from k1node.lib.errors import K1NodeError
+from recovery import interventions
+from recovery.interventions import By
+from recovery.models import Intervention
+from scheduling import queries, steering, tasks
+from scheduling.admin.tasks import TaskAdmin
+from scheduling.models import Task
+
+MOST_SHOWN = 20  # interventions on a task's page, the newest
+MAX_REASON = 500
+LABELS = {
+    "pause": "Pause",
+    "resume": "Resume",
+    "skip": "Skip",
+    "cancel": "Cancel task",
+    "retry": "Retry",
+    "priority": "Set priority",
+}
+DONE = {"pause": "Paused", "resume": "Resumed", "skip": "Skipped", "cancel": "Cancelled"}
+
+Verb = Callable[..., Intervention]
+VERBS: dict[str, Verb] = {
+    "pause": interventions.pause,
+    "resume": interventions.resume,
+    "skip": interventions.skip,
+    "cancel": interventions.cancel,
+}
+
+
+def changes(row: Intervention) -> str:
+    """Return what an intervention has changed, in a few words."""
+    if new := row.after.get("new_task_id"):
+        return f"made {new}"
+    names = [name for name in {**row.before, **row.after} if row.before.get(name) != row.after.get(name)]
+    return ", ".join(f"{name}: {row.before.get(name, '–')} → {row.after.get(name, '–')}" for name in names)
+
+
+admin.site.unregister(Task)
+
+
+@admin.register(Task)
+class OperatedTaskAdmin(TaskAdmin):
+    """The pages of tasks, with what an operator can do to one."""
+
+    def get_urls(self) -> list[URLPattern]:
+        intervene = path(
+            "<int:pk>/do/<str:verb>/", self.admin_site.admin_view(self.intervene_view), name="scheduling_task_do"
+        )
+        return [intervene, *super().get_urls()]
+
+    def beside(self, request: HttpRequest, task: Task) -> dict[str, Any]:
+        """Return the verbs that the task's state allows, and what was done to it."""
+        rows = Intervention.objects.filter(task=task).order_by("-pk")[:MOST_SHOWN]
+        verbs = steering.possible(task) if request.user.has_perm("scheduling.change_task") else ()
+        return {
+            "verbs": [
+                (LABELS[verb], reverse("admin:scheduling_task_do", args=(task.pk, verb)), verb) for verb in verbs
+            ],
+            "priorities": range(tasks.PRIORITIES[0], tasks.PRIORITIES[1] + 1),
+            "interventions": [(row, changes(row)) for row in rows],
+        }
+
+    def intervene_view(self, request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+        """Do what a button of the task's page says and return to that page, or to the new task's."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not request.user.has_perm("scheduling.change_task"):
+            raise PermissionDenied
+        if verb not in LABELS:
+            raise Http404("There is no such button")
+        task = self._task(request, str(pk))
+        by = By(request.user.get_username(), request.POST.get("reason", "").strip()[:MAX_REASON])
+        try:
+            shown = self._do(request, task, verb, by)
+        except K1NodeError as error:
+            reasons = [detail.message for detail in error.details] or [error.message]
+            said = format_html("{} was left as it is. {}.", task.task_id, " ".join(reasons).rstrip("."))
+            self.message_user(request, said, messages.WARNING)
+            shown = task
+        return HttpResponseRedirect(display.page_of(shown))
+
+    def _do(self, request: HttpRequest, task: Task, verb: str, by: By) -> Task:
+        now = database_now()
+        if verb == "retry":
+            made = interventions.retry(task, by, now=now)
+            self.message_user(request, format_html("Queued {}, a retry of {}.", made.task_id, task.task_id))
+            return made
+        if verb == "priority":
+            chosen = request.POST.get("priority", "")
+            lowest, highest = tasks.PRIORITIES
+            if not chosen.isdecimal() or not lowest <= int(chosen) <= highest:
+                raise steering.Impossible(f"Choose a priority from {lowest} to {highest}")
+            interventions.reprioritise(task, int(chosen), by, now=now)
+            self.message_user(request, format_html("{} has priority {} now.", task.task_id, chosen))
+            return task
+        row = VERBS[verb](task, by, now=now)
+        if row.after.get("asked") in ("skip", "cancel"):
+            text = format_html("{} is being ended; its worker sees to it within seconds.", task.task_id)
+        else:
+            text = format_html("{} {}.", DONE[verb], task.task_id)
+        self.message_user(request, text)
+        return task
+
+
+class PersonFilter(TextFilter):
+    title = "who"
+    parameter_name = "who"
+    placeholder = "a user or a key"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(performed_by=self.value) if self.value else queryset
+
+
+class TaskFilter(TextFilter):
+    title = "task"
+    parameter_name = "task"
+    placeholder = "a task's id"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not self.value:
+            return queryset
+        task = queries.task_by_id(self.value)
+        return queryset.filter(task_id=task.pk if task else 0)
+
+
+@admin.register(Intervention)
+class InterventionAdmin(KeysetAdmin):
+    section = RECORDS
+    place = 12
+    summary = "What people did to tasks, and why"
+    list_display = ("what", "task_link", "who", "why", "changed", "at")
+    list_display_links = ("what",)
+    list_filter = (TaskFilter, PersonFilter)
+    fields = ("what", "task_link", "who", "why", "was", "became", "at")
+    what = display.column("what", lambda row: row.get_action_display())
+    who = display.column("who", lambda row: row.performed_by)
+    why = display.column("why", lambda row: row.reason or display.NOTHING)
+    changed = display.column("changed", changes)
+    was = display.json_column("before", "before")
+    became = display.json_column("after", "after")
+    at = display.moment_column("created_at", "when")
+
+    def keyset(self, params: Mapping[str, str], query: str) -> Keyset:
+        return Keyset(window=WINDOW if params.get("who") else 0)
+
+    def attach(self, rows: list[Intervention]) -> None:
+        names = dict(Task.objects.filter(pk__in={row.task_id for row in rows}).values_list("pk", "task_id"))
+        for row in rows:
+            row.task_text = names.get(row.task_id)  # type: ignore[attr-defined]
+
+    @admin.display(description="task")
+    def task_link(self, row: Intervention) -> str:
+        if not hasattr(row, "task_text"):
+            self.attach([row])
+        name = row.task_text  # type: ignore[attr-defined]
+        return display.link(Task(pk=row.task_id), name) if name else f"#{row.task_id}, pruned"

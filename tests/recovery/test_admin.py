@@ -1,0 +1,167 @@
+"""The buttons on a task's page: shown where they can do something, open to those who may, and true to what they say."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from recovery import interventions
+from recovery.interventions import By
+from recovery.models import Intervention
+from scheduling.models import Task, TaskStatus
+from tests.factories import NOW, make_task
+
+pytestmark = pytest.mark.django_db
+
+RECORD = reverse("admin:recovery_intervention_changelist")
+
+
+def page_of(task: Task) -> str:
+    return reverse("admin:scheduling_task_change", args=(task.pk,))
+
+
+def button(task: Task, verb: str) -> str:
+    return reverse("admin:scheduling_task_do", args=(task.pk, verb))
+
+
+def buttons(response: Any) -> list[str]:
+    return re.findall(r'formaction="/admin/scheduling/task/\d+/do/(\w+)/"', response.content.decode())
+
+
+def said(response: Any) -> list[str]:
+    return [str(message) for message in get_messages(response.wsgi_request)]
+
+
+@pytest.fixture
+def operator() -> Callable[..., Client]:
+    """Return a maker of clients signed in as staff with the named permissions."""
+
+    def make(*codenames: str) -> Client:
+        user = User.objects.create_user("ana", is_staff=True)
+        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        (TaskStatus.QUEUED, ["pause", "skip", "cancel", "priority"]),
+        (TaskStatus.PAUSED, ["resume", "skip", "cancel", "priority"]),
+        (TaskStatus.EXECUTING, ["pause", "skip", "cancel"]),
+        (TaskStatus.BLOCKED, ["skip", "cancel", "priority"]),
+        (TaskStatus.FAILED, ["retry"]),
+    ],
+)
+def test_a_page_has_the_buttons_that_its_state_allows(
+    admin_client: Client, status: TaskStatus, shown: list[str]
+) -> None:
+    assert buttons(admin_client.get(page_of(make_task(status=status)))) == shown
+
+
+@pytest.mark.parametrize(
+    ("verb", "before", "after", "text"),
+    [
+        ("pause", TaskStatus.QUEUED, TaskStatus.PAUSED, "Paused job."),
+        ("resume", TaskStatus.PAUSED, TaskStatus.SCHEDULED, "Resumed job."),
+        ("skip", TaskStatus.QUEUED, TaskStatus.SKIPPED, "Skipped job."),
+        ("cancel", TaskStatus.QUEUED, TaskStatus.CANCELLED, "Cancelled job."),
+        (
+            "cancel",
+            TaskStatus.EXECUTING,
+            TaskStatus.EXECUTING,
+            "job is being ended; its worker sees to it within seconds.",
+        ),
+    ],
+)
+def test_a_button_does_what_it_says(
+    operator: Callable[..., Client], verb: str, before: TaskStatus, after: TaskStatus, text: str
+) -> None:
+    task = make_task(task_id="job", status=before, due_at=timezone.now() + timedelta(hours=1))
+
+    response = operator("view_task", "change_task").post(button(task, verb), {"reason": " why not "})
+
+    row = Intervention.objects.get()
+    assert (response.status_code, response["Location"]) == (302, page_of(task))
+    assert said(response) == [text]
+    assert Task.objects.get().status == after
+    assert (row.action, row.performed_by, row.reason) == (verb, "ana", "why not")
+
+
+def test_a_retry_leads_to_the_new_task(admin_client: Client) -> None:
+    task = make_task(task_id="job", status=TaskStatus.FAILED)
+
+    response = admin_client.post(button(task, "retry"))
+
+    made = Task.objects.get(task_id="job-retry-1")
+    assert response["Location"] == page_of(made)
+    assert said(response) == ["Queued job-retry-1, a retry of job."]
+
+
+def test_priority_is_chosen(admin_client: Client) -> None:
+    task = make_task(task_id="job")
+
+    response = admin_client.post(button(task, "priority"), {"priority": "9"})
+
+    assert said(response) == ["job has priority 9 now."]
+    assert Task.objects.get().priority == 9
+
+
+@pytest.mark.parametrize("chosen", ["", "0", "11", "-1", "high"])
+def test_no_priority_is_none(admin_client: Client, chosen: str) -> None:
+    task = make_task(task_id="job")
+
+    response = admin_client.post(button(task, "priority"), {"priority": chosen})
+
+    assert said(response) == ["job was left as it is. Choose a priority from 1 to 10."]
+    assert not Intervention.objects.exists()
+
+
+def test_a_button_that_comes_too_late_says_why(admin_client: Client) -> None:
+    task = make_task(task_id="job", status=TaskStatus.COMPLETED)
+
+    response = admin_client.post(button(task, "cancel"))
+
+    assert response["Location"] == page_of(task)
+    assert said(response) == ["job was left as it is. It has ended: completed."]
+
+
+def test_who_may_only_look_has_no_buttons(operator: Callable[..., Client]) -> None:
+    task = make_task()
+    client = operator("view_task")
+
+    page, pressed = client.get(page_of(task)), client.post(button(task, "pause"))
+
+    assert (page.status_code, buttons(page), pressed.status_code) == (200, [], 403)
+    assert not Intervention.objects.exists()
+
+
+def test_a_link_does_nothing(admin_client: Client) -> None:
+    task = make_task()
+
+    assert admin_client.get(button(task, "cancel")).status_code == 405
+    assert admin_client.post(button(task, "explode")).status_code == 404
+    assert Task.objects.get().status == TaskStatus.QUEUED
+
+
+def test_the_page_and_the_record_tell_what_was_done(admin_client: Client) -> None:
+    task = make_task(task_id="job")
+    interventions.pause(task, By("ana", "the disk is full"), now=NOW)
+
+    for address in (page_of(task), RECORD, f"{RECORD}?task=job", f"{RECORD}?who=ana"):
+        text = admin_client.get(address).content.decode()
+
+        assert "status: queued → paused" in text
+        assert "the disk is full" in text
+    for address in (f"{RECORD}?task=other", f"{RECORD}?who=ben"):
+        assert "the disk is full" not in admin_client.get(address).content.decode()
