@@ -90,7 +90,7 @@ class OperatedTaskAdmin(TaskAdmin):
             shown = self._do(request, task, verb, by)
         except K1NodeError as error:
             reasons = [detail.message for detail in error.details] or [error.message]
-            said = format_html("{} was left as it is. {}.", task.task_id, " ".join(reasons).rstrip("."))
+            said = format_html("Left {} as it is. {}.", task.task_id, " ".join(reasons).rstrip("."))
             self.message_user(request, said, messages.WARNING)
             shown = task
         return HttpResponseRedirect(display.page_of(shown))
@@ -107,11 +107,11 @@ class OperatedTaskAdmin(TaskAdmin):
             if not chosen.isdecimal() or not lowest <= int(chosen) <= highest:
                 raise steering.Impossible(f"Choose a priority from {lowest} to {highest}")
             interventions.reprioritise(task, int(chosen), by, now=now)
-            self.message_user(request, format_html("{} has priority {} now.", task.task_id, chosen))
+            self.message_user(request, format_html("Priority of {} is {} now.", task.task_id, chosen))
             return task
         row = VERBS[verb](task, by, now=now)
         if row.after.get("asked") in ("skip", "cancel"):
-            text = format_html("{} is being ended; its worker sees to it within seconds.", task.task_id)
+            text = format_html("Ending {}: its worker sees to it within seconds.", task.task_id)
         else:
             text = format_html("{} {}.", DONE[verb], task.task_id)
         self.message_user(request, text)

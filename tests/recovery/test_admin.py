@@ -80,7 +80,7 @@ def test_a_page_has_the_buttons_that_its_state_allows(
             "cancel",
             TaskStatus.EXECUTING,
             TaskStatus.EXECUTING,
-            "job is being ended; its worker sees to it within seconds.",
+            "Ending job: its worker sees to it within seconds.",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_priority_is_chosen(admin_client: Client) -> None:
 
     response = admin_client.post(button(task, "priority"), {"priority": "9"})
 
-    assert said(response) == ["job has priority 9 now."]
+    assert said(response) == ["Priority of job is 9 now."]
     assert Task.objects.get().priority == 9
 
 
@@ -123,7 +123,7 @@ def test_no_priority_is_none(admin_client: Client, chosen: str) -> None:
 
     response = admin_client.post(button(task, "priority"), {"priority": chosen})
 
-    assert said(response) == ["job was left as it is. Choose a priority from 1 to 10."]
+    assert said(response) == ["Left job as it is. Choose a priority from 1 to 10."]
     assert not Intervention.objects.exists()
 
 
@@ -133,7 +133,7 @@ def test_a_button_that_comes_too_late_says_why(admin_client: Client) -> None:
     response = admin_client.post(button(task, "cancel"))
 
     assert response["Location"] == page_of(task)
-    assert said(response) == ["job was left as it is. It has ended: completed."]
+    assert said(response) == ["Left job as it is. It has ended: completed."]
 
 
 def test_who_may_only_look_has_no_buttons(operator: Callable[..., Client]) -> None:
