@@ -42,6 +42,7 @@ from scheduling.claims import Claim
 from scheduling.execution import Control
 from scheduling.outcomes import Outcome
 from scheduling.output import Chunk
+from scheduling.registry import StopReason
 from scheduling.settlement import Settlement
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ CONTROL_SECONDS = 1.0
 SETTLE_SECONDS = 300.0  # results are kept for a database that is away for so long
 SETTLE_PAUSE_SECONDS = 1.0
 STUCK_SETTLE_SECONDS = 10.0
+ENDS: dict[str, StopReason] = {"cancel": "cancel", "skip": "skip"}
 TOKEN_SLACK_SECONDS = 60  # a task's API token outlives its timeout by this much
 
 
@@ -68,6 +70,7 @@ class Bundle:
         self.control = Control()
         self.done: list[tuple[Claim, Outcome]] = []
         self.began = self.started = time.monotonic()
+        self.shown: Claim | None = held[0] if held else None  # the one that is marked as started
 
     def next(self) -> Claim | None:
         """Start the next one; None when nothing is left (or the rest was given back)."""
@@ -224,6 +227,8 @@ class Worker:
             self.durations.add(claim.handler, bundle.milliseconds())
 
     def _run_one(self, claim: Claim, control: Control) -> Outcome:
+        if asked := ENDS.get(claim.control):
+            control.stop(asked)  # asked for during an earlier claim that was given back: it does not begin
         return execution.run(
             claim.handler,
             task_id=claim.task_id,
@@ -336,16 +341,19 @@ class Heartbeat(threading.Thread):
 
     def _give_back(self, bundle: Bundle) -> None:
         rest = bundle.take_waiting()
-        if not rest:
+        current = bundle.current
+        late = current if current is not bundle.shown else None
+        if not rest and late is None:
             return
-        current, now = bundle.current, database_now()
+        now = database_now()
 
         def work() -> None:
             claims.give_back(rest)
-            if current is not None:
-                claims.mark_started(current, now=now)
+            if late is not None:
+                claims.mark_started(late, now=now)
 
         sql.in_transaction(work)
+        bundle.shown = current
 
     def _look(self, bundle: Bundle) -> None:
         """Do to the running task what an operator has asked for."""
@@ -362,7 +370,9 @@ class Heartbeat(threading.Thread):
         elif found[0] == "skip":
             control.stop("skip")
         elif found[0] == "pause":
-            control.pause()
+            # One that never looks would run on, and without a timeout.
+            if control.checkpoints or not claim.handler.startswith(handlers.PYTHON_PREFIX):
+                control.pause()
         else:
             control.resume()
 
@@ -409,6 +419,7 @@ def prepare(cluster: int) -> Worker:
     execution.prepare_process()
     execution.install_stop_signal()
     _worker = Worker(open_board().take_slot(cluster))
+    lifeline.last_act = _worker.slot.kill_group
     return _worker
 
 

@@ -85,7 +85,7 @@ class OperatedTaskAdmin(TaskAdmin):
         if verb not in LABELS:
             raise Http404("There is no such button")
         task = self._task(request, str(pk))
-        by = By(request.user.get_username(), request.POST.get("reason", "").strip()[:MAX_REASON])
+        by = By(request.user.get_username(), request.POST.get("reason", "").replace("\0", "").strip()[:MAX_REASON])
         try:
             shown = self._do(request, task, verb, by)
         except K1NodeError as error:
@@ -104,7 +104,7 @@ class OperatedTaskAdmin(TaskAdmin):
         if verb == "priority":
             chosen = request.POST.get("priority", "")
             lowest, highest = tasks.PRIORITIES
-            if not chosen.isdecimal() or not lowest <= int(chosen) <= highest:
+            if not chosen.isdecimal() or len(chosen) > 2 or not lowest <= int(chosen) <= highest:
                 raise steering.Impossible(f"Choose a priority from {lowest} to {highest}")
             interventions.reprioritise(task, int(chosen), by, now=now)
             self.message_user(request, format_html("Priority of {} is {} now.", task.task_id, chosen))

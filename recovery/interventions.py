@@ -158,7 +158,9 @@ def _intervene(
         others = change(locked) or ()
         intervention = _record(locked.task, action, by, before, _facts(locked.task), now=now)
         # A run that is to end says so itself, once it has.
-        if action in EVENTS and locked.task.control not in (Control.CANCEL, Control.SKIP):
+        if action in EVENTS and not (
+            locked.task.status == TaskStatus.EXECUTING and locked.task.control in (Control.CANCEL, Control.SKIP)
+        ):
             fact = {"task_id": locked.task.task_id, "status": queries.shown_status(locked.task), "by": by.name}
             log.publish(EVENTS[action], fact, now=now)
         log.publish_many(

@@ -38,7 +38,7 @@ CLAIM = (
     " started_at = CASE WHEN id = %s THEN {moment} ELSE NULL END"
     " WHERE status = 'queued' AND id {among}"
     " RETURNING id, task_id, handler, parameters, fence, attempt, timeout_ms, retry_policy, schedule_id, gate_id,"
-    " circuit_breaker, solo, due_at"
+    " circuit_breaker, solo, due_at, control"
 )
 
 
@@ -59,6 +59,7 @@ class Claim:
     circuit_breaker: str
     solo: bool
     due_at: Any
+    control: str = ""  # a cancel or skip that came during an earlier claim
 
     @property
     def parameters(self) -> dict[str, Any]:

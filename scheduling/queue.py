@@ -16,7 +16,7 @@ from k1node.events import log
 from k1node.lib import wake
 from k1node.lib.errors import Conflict, Detail, FieldInvalid
 from scheduling import gates, handlers, registry
-from scheduling.models import RetryPolicy, Schedule, Task, TaskStatus
+from scheduling.models import Control, RetryPolicy, Schedule, Task, TaskStatus
 
 RESERVED_IDS = {"batch"}
 DEFAULT_PRIORITY = 5
@@ -140,8 +140,11 @@ def end_earlier_runs(schedule: Schedule, gate_id: int, *, keep: str, now: dateti
     idle = others.filter(status__in=(TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.PAUSED))
     cancelled += idle.values_list("task_id", flat=True)
     queued = idle.update(status=TaskStatus.CANCELLED, **ended)
-    told = others.filter(status=TaskStatus.EXECUTING).update(
-        control="cancel", control_reason="A newer run of its schedule is due"
+    # One that a person is ending already keeps that person's reason.
+    told = (
+        others.filter(status=TaskStatus.EXECUTING)
+        .exclude(control__in=(Control.CANCEL, Control.SKIP))
+        .update(control=Control.CANCEL, control_reason="A newer run of its schedule is due", paused_at=None)
     )
     if queued:
         gates.settled({gate.pk: gate}, [(gate.pk, TaskStatus.CANCELLED)] * queued, now=now)

@@ -57,10 +57,15 @@ def possible(task: Task) -> tuple[str, ...]:
     """Return the verbs that the task's present state allows, as names of interventions."""
     if task.status in FINISHED:
         return ("retry",)
+    is_ending = task.control in (Control.CANCEL, Control.SKIP)
     if task.status != TaskStatus.EXECUTING:
-        turn = {TaskStatus.PAUSED: ("resume",), TaskStatus.BLOCKED: ()}.get(TaskStatus(task.status), ("pause",))
-        return (*turn, "skip", "cancel", "priority")
-    if task.control in (Control.CANCEL, Control.SKIP):
+        first: tuple[str, ...] = ()
+        if task.status == TaskStatus.PAUSED:
+            first = ("resume",)
+        elif task.status in IDLE and not is_ending:
+            first = ("pause",)
+        return (*first, "skip", "cancel", "priority")
+    if is_ending:
         return ()
     if task.control == Control.PAUSE:
         return ("resume", "skip", "cancel")
@@ -75,10 +80,10 @@ def pause(locked: Locked, *, now: datetime) -> None:
         raise Impossible("It is paused already")
     if task.status == TaskStatus.BLOCKED:
         raise Impossible("It waits for its turn and cannot be paused; cancel or skip it, or pause what it waits for")
+    _refuse_ending(task)
     if task.status in IDLE:
         task.status = TaskStatus.PAUSED
     else:
-        _refuse_ending(task)
         if not _can_pause(task.handler):
             raise Impossible(f"{task.handler} cannot be paused while it runs: it never calls context.checkpoint()")
         task.control = Control.PAUSE
@@ -116,8 +121,11 @@ def end(locked: Locked, status: TaskStatus, why: str, *, now: datetime) -> list[
     gate_id, was_blocked = task.gate_id, task.status == TaskStatus.BLOCKED
     in_front = task.blocked_on_id
     task.status, task.blocked_on, task.paused_at = status, None, None
+    task.control, task.control_reason = Control.NONE, ""
     task.finished_at, task.last_error = now, why
-    task.save(update_fields=("status", "blocked_on", "paused_at", "finished_at", "last_error"))
+    task.save(
+        update_fields=("status", "blocked_on", "paused_at", "control", "control_reason", "finished_at", "last_error")
+    )
     if was_blocked and in_front is not None:
         gates.withdrawn(locked.gates[in_front], status)
     elif gate_id is not None:

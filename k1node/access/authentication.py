@@ -58,6 +58,9 @@ class ApiKeyAuthentication(BaseAuthentication):
         return Principal(f"task:{task_pk}", "task", frozenset({"scheduler:read"}), f"task:{task_pk}"), run
 
 
+CONSOLE_SCOPES = {"dashboard:read": "scheduling.view_task", "dashboard:write": "scheduling.change_task"}
+
+
 class OperatorSessionAuthentication(BaseAuthentication):
     """Staff signed in at the console, in the browser; writes need the CSRF token like any form there."""
 
@@ -66,8 +69,14 @@ class OperatorSessionAuthentication(BaseAuthentication):
         if user is None or not user.is_active or not user.is_staff:
             return None
         self._enforce_csrf(request)
-        scopes = {ADMIN} if user.is_superuser else {"dashboard:read", "dashboard:write"}
-        return Principal(user.get_username(), "operator", frozenset(scopes), f"user:{user.pk}"), user
+        return Principal(user.get_username(), "operator", self._scopes(user), f"user:{user.pk}"), user
+
+    @staticmethod
+    def _scopes(user: Any) -> frozenset[str]:
+        """Return what the console lets this person do with tasks, as scopes."""
+        if user.is_superuser:
+            return frozenset({ADMIN})
+        return frozenset(scope for scope, permission in CONSOLE_SCOPES.items() if user.has_perm(permission))
 
     def authenticate_header(self, request: Request) -> str:
         return CHALLENGE

@@ -15,10 +15,11 @@ import ctypes
 import fcntl
 import mmap
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MAGIC = 0x4B314205
@@ -335,6 +336,13 @@ class WorkerSlot:
 
     def group(self, process_group: int) -> None:
         self._slot.group = process_group
+
+    def kill_group(self) -> None:
+        """Kill the command that runs now, if there is one."""
+        group = int(self._slot.group)
+        if group:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     @property
     def is_retired(self) -> bool:

@@ -10,8 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 VARIABLE = "K1NODE_LIFELINE_FD"
+
+last_act: Callable[[], None] | None = None  # what a process does before it kills itself
 
 _cut_at: float | None = None  # monotonic; set by the first watcher that wakes, and inherited by what is forked later
 
@@ -55,6 +58,9 @@ def end_this_process_after(seconds: float) -> None:
 
     def wait() -> None:
         time.sleep(max(0.0, seconds))
+        if last_act is not None:
+            with suppress(OSError):
+                last_act()
         os.kill(os.getpid(), signal.SIGKILL)
 
     _start(wait, "last-resort")

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.core.signing import Signer
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
@@ -149,11 +149,17 @@ def test_what_operators_may(fields: dict[str, bool], status: int) -> None:
     assert client.delete("/api/v2/echoes/1").status_code == status
 
 
-def test_staff_read() -> None:
+@pytest.mark.parametrize(("permissions", "status"), [(["view_task"], 200), (["view_schedule"], 403), ([], 403)])
+def test_staff_read_what_the_console_shows_them(permissions: list[str], status: int) -> None:
     client = Client()
-    client.force_login(User.objects.create(username="olga", is_staff=True))
+    user = User.objects.create(username="olga", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client.force_login(user)
 
-    assert client.get("/api/v2/echoes/1").json()["by"] == "olga"
+    response = client.get("/api/v2/echoes/1")
+
+    assert response.status_code == status
+    assert status == 403 or response.json()["by"] == "olga"
 
 
 def test_writes_in_a_session_need_the_csrf_token() -> None:

@@ -42,6 +42,16 @@ def test_a_process_forked_after_the_cut_has_what_is_left_of_the_time(up: int, mo
     assert limits.get(timeout=10) <= 5
 
 
+def test_the_last_act_comes_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(lifeline, "last_act", lambda: done.put("command killed"))
+    monkeypatch.setattr(os, "kill", lambda *_: done.put("process killed"))
+
+    lifeline.end_this_process_after(0)
+
+    assert [done.get(timeout=10), done.get(timeout=10)] == ["command killed", "process killed"]
+
+
 def test_is_cut_tells_a_living_up_from_a_gone_one(up: int) -> None:
     number = lifeline.descriptor()
     before = lifeline.is_cut(number)

@@ -102,6 +102,20 @@ def test_unknown_handlers_run_alone_and_short_ones_in_bundles(worker: Worker) ->
     assert 1 <= started < 12
 
 
+@pytest.mark.parametrize("control", ["cancel", "skip"])
+def test_a_task_that_was_ended_while_it_was_given_back_does_not_begin(
+    worker: Worker, handler_root: HandlerRoot, control: str
+) -> None:
+    (task,) = put(handler_root.write("a.sh", "touch ran"))
+    Task.objects.update(control=control, control_reason="by ana")
+
+    worker.turn()
+
+    task.refresh_from_db()
+    assert (task.status, task.last_error) == (f"{control}led" if control == "cancel" else "skipped", "by ana")
+    assert not (handler_root.path / "ran").exists()
+
+
 def test_nothing_is_claimed_once_up_is_gone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     (task,) = put()
     monkeypatch.setattr(lifeline, "is_cut", lambda _: True)

@@ -117,7 +117,13 @@ def test_priority_is_chosen(admin_client: Client) -> None:
     assert Task.objects.get().priority == 9
 
 
-@pytest.mark.parametrize("chosen", ["", "0", "11", "-1", "high"])
+def test_a_reason_is_taken_as_text(admin_client: Client) -> None:
+    admin_client.post(button(make_task(), "pause"), {"reason": "a\0b <b>" + "x" * 600})
+
+    assert Intervention.objects.get().reason == "ab <b>" + "x" * 494
+
+
+@pytest.mark.parametrize("chosen", ["", "0", "11", "-1", "high", "9" * 5000])
 def test_no_priority_is_none(admin_client: Client, chosen: str) -> None:
     task = make_task(task_id="job")
 
@@ -144,6 +150,23 @@ def test_who_may_only_look_has_no_buttons(operator: Callable[..., Client]) -> No
 
     assert (page.status_code, buttons(page), pressed.status_code) == (200, [], 403)
     assert not Intervention.objects.exists()
+
+
+def test_the_same_person_may_not_do_it_through_the_api_either(operator: Callable[..., Client]) -> None:
+    task = make_task(task_id="job")
+    client = operator("view_task")
+
+    assert client.get("/api/v2/tasks/job").status_code == 200
+    assert client.post("/api/v2/tasks/job/cancel", content_type="application/json").status_code == 403
+    assert Task.objects.get(pk=task.pk).status == TaskStatus.QUEUED
+
+
+def test_who_may_press_the_buttons_may_do_it_through_the_api(operator: Callable[..., Client]) -> None:
+    make_task(task_id="job")
+
+    pressed = operator("view_task", "change_task").post("/api/v2/tasks/job/cancel", content_type="application/json")
+
+    assert pressed.status_code == 202
 
 
 def test_a_link_does_nothing(admin_client: Client) -> None:

@@ -69,6 +69,37 @@ def test_the_end_of_a_run_is_told_by_the_run() -> None:
     assert Intervention.objects.get().after == {"status": "executing", "priority": 5, "asked": "cancel"}
 
 
+def test_the_end_of_one_that_was_given_back_is_told() -> None:
+    task = make_task(task_id="job", control=Control.CANCEL, control_reason="by ana")
+
+    interventions.skip(task, ANA, now=LATER)
+
+    assert events() == [("task.skipped", {"task_id": "job", "status": "skipped", "by": "ana"})]
+    assert "asked" not in Intervention.objects.get().after
+
+
+def test_a_newer_run_leaves_the_reason_of_who_ends_the_earlier_one() -> None:
+    schedule = make_schedule(overlap_policy=OverlapPolicy.CANCEL_RUNNING)
+    running = make_task(schedule=schedule, status=TaskStatus.EXECUTING)
+    interventions.skip(running, ANA, now=NOW)
+
+    interventions.retry(failed(schedule=schedule), ANA, now=LATER)
+
+    running.refresh_from_db()
+    assert (running.control, running.control_reason) == (Control.SKIP, "Skipped by ana: the disk is full")
+
+
+def test_a_newer_run_ends_a_paused_one() -> None:
+    schedule = make_schedule(overlap_policy=OverlapPolicy.CANCEL_RUNNING)
+    running = make_task(schedule=schedule, status=TaskStatus.EXECUTING)
+    interventions.pause(running, ANA, now=NOW)
+
+    interventions.retry(failed(schedule=schedule), ANA, now=LATER)
+
+    running.refresh_from_db()
+    assert (running.control, running.paused_at) == (Control.CANCEL, None)
+
+
 def test_a_waiting_task_ends_with_the_reason() -> None:
     interventions.skip(make_task(task_id="job"), ANA, now=LATER)
 

@@ -80,6 +80,18 @@ def test_one_with_checkpoints_can() -> None:
     assert Task.objects.get().control == Control.PAUSE
 
 
+def test_one_that_was_given_back_while_it_was_to_end_is_only_ended() -> None:
+    task = make_task(control=Control.CANCEL, control_reason="by ana")
+
+    with pytest.raises(Impossible, match="being ended already"):
+        steering.pause(locked(task), now=NOW)
+
+    assert "pause" not in steering.possible(task)
+    steering.end(locked(task), TaskStatus.SKIPPED, "by ben", now=NOW)
+    task.refresh_from_db()
+    assert (task.status, task.control, task.last_error) == (TaskStatus.SKIPPED, "", "by ben")
+
+
 @pytest.mark.parametrize("status", FINAL)
 def test_nothing_moves_a_task_that_has_ended(status: TaskStatus) -> None:
     task = make_task(status=status)
@@ -231,7 +243,7 @@ VERBS: dict[str, Callable[[Locked], object]] = {
 @pytest.mark.parametrize("handler", ["bash a.sh", "python:noop", "python:sleep", "python:unknown"])
 @pytest.mark.parametrize("status", TaskStatus.values)
 def test_what_is_said_to_be_possible_is_what_is_done(status: str, handler: str, control: str) -> None:
-    asked = control if status == TaskStatus.EXECUTING else ""
+    asked = control if status == TaskStatus.EXECUTING or control == Control.CANCEL else ""
     task = make_task(status=TaskStatus(status), handler=handler, control=asked)
 
     done = []

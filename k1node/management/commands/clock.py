@@ -9,6 +9,8 @@ from django.core.management.base import BaseCommand
 from k1node.clock import Clock
 from k1node.lib import lifeline
 
+STUCK_SECONDS = 15.0  # a duty that waits for the database does not hear of the stop
+
 
 class Command(BaseCommand):
     help = "Run the time loop of this node (started by `up`)."
@@ -18,4 +20,5 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         lifeline.watch(stop.set)
+        lifeline.end_this_process_with_up(STUCK_SECONDS)
         Clock().run(stop.is_set)

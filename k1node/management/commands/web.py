@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand
 from k1node.api.connections import BoundedConnection
 from k1node.lib import lifeline
 
+STUCK_SECONDS = 5  # beyond that: a request that waits for the database keeps its thread
 GRACE_SECONDS = 10  # requests and sockets that are open at a stop get this long
 
 
@@ -35,4 +36,5 @@ class Command(BaseCommand):
             server.should_exit = True
 
         lifeline.watch(leave)
+        lifeline.end_this_process_with_up(GRACE_SECONDS + STUCK_SECONDS)
         server.run()
