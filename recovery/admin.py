@@ -15,12 +15,13 @@ from k1node.lib.admin_base import RECORDS
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import K1NodeError
-from recovery import interventions
+from recovery import explain, interventions
 from recovery.interventions import By
 from recovery.models import Intervention
-from scheduling import queries, steering, tasks
+from scheduling import steering, tasks
+from scheduling.admin.records import TaskFilter
 from scheduling.admin.tasks import TaskAdmin
-from scheduling.models import Task
+from scheduling.models import FINISHED, Task
 
 MOST_SHOWN = 20  # interventions on a task's page, the newest
 MAX_REASON = 500
@@ -69,12 +70,20 @@ class OperatedTaskAdmin(TaskAdmin):
         rows = Intervention.objects.filter(task=task).order_by("-pk")[:MOST_SHOWN]
         verbs = steering.possible(task) if request.user.has_perm("scheduling.change_task") else ()
         return {
+            "explanation": self._explanation(task),
             "verbs": [
                 (LABELS[verb], reverse("admin:scheduling_task_do", args=(task.pk, verb)), verb) for verb in verbs
             ],
             "priorities": range(tasks.PRIORITIES[0], tasks.PRIORITIES[1] + 1),
             "interventions": [(row, changes(row)) for row in rows],
         }
+
+    @staticmethod
+    def _explanation(task: Task) -> str:
+        if task.status in FINISHED:
+            return ""
+        found = explain.explain(task, now=database_now())
+        return "" if found.reason == "running" else found.message
 
     def intervene_view(self, request: HttpRequest, pk: int, verb: str) -> HttpResponse:
         """Do what a button of the task's page says and return to that page, or to the new task's."""
@@ -125,18 +134,6 @@ class PersonFilter(TextFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(performed_by=self.value) if self.value else queryset
-
-
-class TaskFilter(TextFilter):
-    title = "task"
-    parameter_name = "task"
-    placeholder = "a task's id"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if not self.value:
-            return queryset
-        task = queries.task_by_id(self.value)
-        return queryset.filter(task_id=task.pk if task else 0)
 
 
 @admin.register(Intervention)

@@ -48,7 +48,7 @@ DATA = _prepare_environment()
 
 import django  # noqa: E402
 from django.conf import settings as django_settings  # noqa: E402
-from django.test import TransactionTestCase  # noqa: E402
+from django.test import Client, TransactionTestCase  # noqa: E402
 
 django_settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 _database: dict[str, Any] = django_settings.DATABASES["default"]
@@ -104,6 +104,21 @@ def api_client(db: None) -> Callable[..., APIClient]:
         if scopes:
             _key, text = keys.issue("test", scopes)
             client.credentials(HTTP_AUTHORIZATION=f"Bearer {text}")
+        return client
+
+    return make
+
+
+@pytest.fixture
+def operator(db: None) -> Callable[..., Client]:
+    """Return a maker of clients signed in as staff, as "ana", with the named permissions."""
+    from django.contrib.auth.models import Permission, User
+
+    def make(*codenames: str) -> Client:
+        user = User.objects.create_user("ana", is_staff=True)
+        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+        client = Client()
+        client.force_login(user)
         return client
 
     return make

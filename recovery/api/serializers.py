@@ -13,7 +13,7 @@ from k1node.api.serializers import (
     StrictString,
     Timestamp,
 )
-from recovery import metrics
+from recovery import explain, metrics
 from recovery.models import Intervention
 from scheduling import tasks
 
@@ -109,6 +109,15 @@ class InterventionOutput(serializers.Serializer[Intervention]):
 
     def get_reason(self, row: Intervention) -> str | None:
         return row.reason or None
+
+
+class ExplanationOutput(serializers.Serializer[Any]):
+    task_id = serializers.CharField()
+    status = serializers.CharField()
+    reason = serializers.ChoiceField(explain.REASONS)
+    message = serializers.CharField(help_text="The reason in a sentence")
+    facts = serializers.DictField(help_text="What goes with the reason: since, until, by, behind, ahead …")
+    timestamp = Timestamp()
 
 
 class InterventionHistoryOutput(serializers.Serializer[Any]):

@@ -8,6 +8,7 @@ tasks = views.InterventionViewSet.as_view
 
 urlpatterns = [
     path("metrics/retry-stats", views.MetricsViewSet.as_view({"get": "retry_stats"}), name="retry-stats"),
+    path("tasks/<str:task_id>/explain", views.ExplainViewSet.as_view({"get": "explain"}), name="task-explain"),
     path("tasks/<str:task_id>/pause", tasks({"post": "pause"}), name="task-pause"),
     path("tasks/<str:task_id>/resume", tasks({"post": "resume"}), name="task-resume"),
     path("tasks/<str:task_id>/skip", tasks({"post": "skip"}), name="task-skip"),

@@ -11,9 +11,10 @@ from k1node.api.serializers import StrictSerializer
 from k1node.api.views import ApiViewSet, accepted
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import FieldInvalid, NotFound
-from recovery import interventions, metrics
+from recovery import explain, interventions, metrics
 from recovery.api.serializers import (
     EndedOutput,
+    ExplanationOutput,
     InterventionHistoryOutput,
     InterventionInput,
     InterventionOutput,
@@ -52,6 +53,31 @@ class MetricsViewSet(ApiViewSet):
             known = ", ".join(RetryPolicy.objects.values_list("name", flat=True)[:20])
             raise FieldInvalid("policy", f"There is no retry policy '{policy}'", f"Use one of: {known}")
         return Response(metrics.retry_stats(asked["interval"], policy, now=database_now()))
+
+
+class ExplainViewSet(ApiViewSet):
+    required_scopes = {"explain": ("scheduler:read", *READ)}
+    operation_ids = {"explain": "explainTask"}
+    tags = TAGS
+
+    @extend_schema(responses={200: OpenApiResponse(ExplanationOutput, "The one reason")})
+    def explain(self, request: Request, task_id: str) -> Response:
+        """Explain why a task is not running
+
+        The one reason that holds it at this moment, for programs and in a sentence.
+        """
+        self.query()
+        task, now = _task(task_id), database_now()
+        found = explain.explain(task, now=now)
+        said = {
+            "task_id": task.task_id,
+            "status": queries.shown_status(task),
+            "reason": found.reason,
+            "message": found.message,
+            "facts": found.facts,
+            "timestamp": now,
+        }
+        return Response(ExplanationOutput(said).data)
 
 
 class InterventionViewSet(ApiViewSet):

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.core.exceptions import ValidationError
 from django.test import Client
@@ -63,20 +62,6 @@ def filled(**fields: Any) -> dict[str, Any]:
         "retry_policy": "standard",
         "jitter_ms": "0 s",
     } | fields
-
-
-@pytest.fixture
-def operator() -> Callable[..., Client]:
-    """Return a maker of clients signed in as staff with the named permissions."""
-
-    def make(*codenames: str) -> Client:
-        user = User.objects.create_user("ana", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        client = Client()
-        client.force_login(user)
-        return client
-
-    return make
 
 
 # --- the form of a schedule -------------------------------------------------------------------------------------
