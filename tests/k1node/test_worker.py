@@ -248,6 +248,40 @@ def test_a_slow_bundle_gives_its_unstarted_rest_back(worker: Worker, monkeypatch
     assert held == ["executing,queued,queued"]
 
 
+def test_the_last_of_a_slow_bundle_counts_as_started(worker: Worker) -> None:
+    put("python:sleep", count=2)
+    with transaction.atomic():
+        held = claims.claim(owner=worker.owner, now=database_now(), window=2, choose=len)
+    bundle = Bundle(held)
+    bundle.next()
+    bundle.finish(Outcome(OutcomeKind.COMPLETED, NOW, NOW, 0))
+    last = bundle.next()
+    assert last is not None
+    before = Task.objects.get(pk=last.id).started_at
+
+    worker.heartbeat._give_back(bundle)
+    started_at = Task.objects.get(pk=last.id).started_at
+    worker.heartbeat._give_back(bundle)
+
+    assert (before, started_at is None) == (None, False)
+    assert Task.objects.get(pk=last.id).started_at == started_at
+
+
+@pytest.mark.parametrize(("looks", "paused"), [(True, True), (False, False)])
+def test_only_a_python_handler_that_looks_is_paused(worker: Worker, looks: bool, paused: bool) -> None:
+    put("python:sleep")
+    with transaction.atomic():
+        held = claims.claim(owner=worker.owner, now=database_now(), window=1, choose=len)
+    bundle = Bundle(held)
+    bundle.next()
+    bundle.control.checkpoints = looks
+    Task.objects.update(control="pause")
+
+    worker.heartbeat._look(bundle)
+
+    assert bundle.control.is_paused == paused
+
+
 def test_python_handlers_end_at_their_timeout(worker: Worker) -> None:
     (task,) = put("python:sleep", parameters={"seconds": 30}, timeout_ms=200)
 
