@@ -208,7 +208,7 @@ class Worker:
         return held
 
     def _exchange(self, settlements: Sequence[Settlement], *, claim_next: bool, now: datetime) -> list[Claim]:
-        settlement.settle(settlements, worker=self.name, shard=self.slot.index, now=now)
+        supervision.settle(settlements, worker=self.name, shard=self.slot.index, now=now)
         if not claim_next:
             return []
         bundle = claims.claim(owner=self.owner, now=now, window=self.window, choose=self.durations.choose)
@@ -398,7 +398,7 @@ class Heartbeat(threading.Thread):
             bundle.current, bundle.done, bundle.waiting = None, [], []
 
             def work() -> None:
-                settlement.settle(settlements, worker=worker.name, shard=worker.slot.index, now=now)
+                supervision.settle(settlements, worker=worker.name, shard=worker.slot.index, now=now)
                 claims.give_back(rest)
 
             try:

@@ -56,6 +56,14 @@ def conclude(claim: Claim, outcome: Outcome, policies: Policies, *, first_loss: 
     return Settlement(claim, outcome, decision, chunks)
 
 
+def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: datetime) -> list[Settlement]:
+    """Write the ends of runs and what recovery makes of them; return those that counted. Needs a transaction.
+
+    Everything that ends a run comes through here: workers, the rescue, a handler that does not stop.
+    """
+    return settlement.settle(settlements, worker=worker, shard=shard, now=now)
+
+
 def lost(claim: Claim, started_at: datetime, *, now: datetime, why: str) -> Outcome:
     """Return the outcome of a run whose worker is gone."""
     milliseconds = max(0, int((now - started_at) / timedelta(milliseconds=1)))
@@ -111,5 +119,5 @@ def _settle_orphans(
         )
         for orphan in ran
     ]
-    settlement.settle(settlements, worker="rescue", shard=0, now=now)
+    settle(settlements, worker="rescue", shard=0, now=now)
     claims.give_back([orphan.claim for orphan in orphans if not was_running(orphan)])
