@@ -11,6 +11,8 @@ on. The loop sleeps until the next slot or delay is due, at most TICK.
 | rescue own | tick | tasks of this node's dead workers, told by the board |
 | rescue expired | 1 s | claims whose lease ran out, once this clock has seen the database for a whole lease |
 | report | 1 s | this node's row: load, limits, beats |
+| tend breakers | tick | what an opening one stops is parked, probes go out, what waited is let through |
+| wake breakers | 0.5 s | those that could probe and at which a task has arrived; a hold whose time is over ends |
 | sweep gates | 30 s | missed releases, counts that do not match |
 | fold, prune | 60 s, or 1 s while there is more | old counters together, old rows away, in small batches |
 """
@@ -30,7 +32,7 @@ from k1node.lib import sql
 from k1node.lib.board import GONE, Board
 from k1node.lib.clock_time import database_now
 from k1node.lib.node_id import node_id
-from recovery import interventions, supervision
+from recovery import breakers, holds, interventions, supervision
 from scheduling import claims, gates, nodes, retention, slots
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Clock:
             Duty("rescue own", 0, self.rescue_own),
             Duty("rescue expired", 1, self.rescue_expired),
             Duty("report", 1, self.report),
+            Duty("tend breakers", 0, self.tend_breakers),
+            Duty("wake breakers", 0.5, self.wake_breakers),
             Duty("sweep gates", 30, self.sweep_gates),
             tidying := Duty("fold and prune", 60, self.tidy),
         ]
@@ -157,8 +161,18 @@ class Clock:
     def report(self, now: datetime) -> None:
         nodes.report(self.board, started_at=self.started_at, now=now)
 
+    def tend_breakers(self, now: datetime) -> None:
+        until = time.monotonic() + DUTY_SECONDS
+        while breakers.is_tending_due(now=now) and time.monotonic() < until:
+            breakers.tend(now=now)
+
+    def wake_breakers(self, now: datetime) -> None:
+        breakers.wake_idle(now=now)
+        holds.end_overdue(now=now)
+
     def sweep_gates(self, now: datetime) -> None:
         self._sweep_after = gates.sweep(now=now, after=self._sweep_after)
+        breakers.wake_forgotten(now=now)
 
     def tidy(self, now: datetime) -> None:
         retention.fold_counters(now=now)

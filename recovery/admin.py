@@ -15,9 +15,9 @@ from k1node.lib.admin_base import RECORDS
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import K1NodeError
-from recovery import explain, interventions
-from recovery.interventions import By
+from recovery import breaker_admin, explain, interventions  # noqa: F401  (registers its pages)
 from recovery.models import Intervention
+from recovery.records import By
 from scheduling import steering, tasks
 from scheduling.admin.records import TaskFilter
 from scheduling.admin.tasks import TaskAdmin
@@ -140,7 +140,7 @@ class PersonFilter(TextFilter):
 class InterventionAdmin(KeysetAdmin):
     section = RECORDS
     place = 12
-    summary = "What people did to tasks, and why"
+    summary = "What people did to tasks and breakers, and why"
     list_display = ("what", "task_link", "who", "why", "changed", "at")
     list_display_links = ("what",)
     list_filter = (TaskFilter, PersonFilter)
@@ -157,12 +157,15 @@ class InterventionAdmin(KeysetAdmin):
         return Keyset(window=WINDOW if params.get("who") else 0)
 
     def attach(self, rows: list[Intervention]) -> None:
-        names = dict(Task.objects.filter(pk__in={row.task_id for row in rows}).values_list("pk", "task_id"))
+        pks = {row.task_id for row in rows if row.task_id is not None}
+        names = dict(Task.objects.filter(pk__in=pks).values_list("pk", "task_id")) if pks else {}
         for row in rows:
-            row.task_text = names.get(row.task_id)  # type: ignore[attr-defined]
+            row.task_text = None if row.task_id is None else names.get(row.task_id)  # type: ignore[attr-defined]
 
-    @admin.display(description="task")
+    @admin.display(description="on")
     def task_link(self, row: Intervention) -> str:
+        if row.task_id is None:
+            return row.subject
         if not hasattr(row, "task_text"):
             self.attach([row])
         name = row.task_text  # type: ignore[attr-defined]

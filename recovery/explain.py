@@ -1,7 +1,8 @@
 """Why is this task not running? The one reason that holds it now, from the rows alone.
 
 Asked in the order in which one reason hides the others: it has ended, it runs, a person paused it, it is not due, it
-waits behind a gate; and, of what is queued: nobody is there to run it, others come first, every place is taken.
+waits behind a gate or its breaker; and, of what is queued: everything is held, nobody is there to run it, others come
+first, every place is taken.
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import Any
 from django.db import connection
 
 from k1node.lib.clock_time import since
-from recovery.models import Intervention
-from scheduling import gates, nodes
+from recovery import breakers, holds
+from recovery.breaker_rules import FAILED, Pin, State
+from recovery.models import Breaker, Intervention
+from scheduling import gates, nodes, steering
 from scheduling.models import FINISHED, Control, Node, Task, TaskStatus
 
 REASONS = (
@@ -24,6 +27,10 @@ REASONS = (
     "not_due",
     "backoff",
     "blocked",
+    "breaker_open",
+    "breaker_half_open",
+    "breaker_closing",
+    "held",
     "no_node",
     "no_workers",
     "behind",
@@ -44,7 +51,7 @@ class Explanation:
 
 
 def explain(task: Task, *, now: datetime) -> Explanation:
-    """Return the one reason why `task` is where it is at `now`; five queries at the most, none over a whole table."""
+    """Return the one reason why `task` is where it is at `now`; six queries at the most, none over a whole table."""
     if task.status in FINISHED:
         return Explanation("ended", f"It has ended: {task.status}.", {"since": task.finished_at})
     if task.status == TaskStatus.EXECUTING:
@@ -54,8 +61,8 @@ def explain(task: Task, *, now: datetime) -> Explanation:
     if task.status == TaskStatus.SCHEDULED:
         return _not_due(task, now)
     if task.status == TaskStatus.BLOCKED:
-        return _blocked(task)
-    return _queued(task, now)
+        return _parked(task) if steering.is_parked(task) else _blocked(task)
+    return _stopped(task) or _queued(task, now)
 
 
 def _held(task: Task) -> Explanation:
@@ -99,6 +106,45 @@ def _blocked(task: Task) -> Explanation:
         return Explanation("blocked", "Nothing is before it any more; it is let through within a minute.", facts)
     facts["behind"] = ahead
     return Explanation("blocked", f"It waits until {ahead} has ended.", facts)
+
+
+def _parked(task: Task) -> Explanation:
+    row = Breaker.objects.filter(gate=task.blocked_on_id).first()
+    if row is None:
+        return Explanation("blocked", "It waits for its turn.")
+    return _at_breaker(row)
+
+
+def _at_breaker(row: Breaker) -> Explanation:
+    facts: dict[str, Any] = {"breaker_id": row.breaker_id, "since": row.changed_at}
+    name = f"Its circuit breaker, {row.breaker_id},"
+    if row.pin == Pin.OPEN:
+        facts |= {"until": row.pinned_until, "by": row.pinned_by}
+        why = f": {row.pin_reason}" if row.pin_reason else ""
+        until = "" if row.pinned_until else " Somebody must reset it."
+        return Explanation("breaker_open", f"{name} is held open by {row.pinned_by}{why}.{until}", facts)
+    if row.state == State.OPEN:
+        facts["until"] = row.open_until
+        failed = f"{row.window.count(FAILED)} of the last {len(row.window)} calls failed"
+        text = f"{name} is open: {failed}. A few tasks try again when its time is over; no attempt is spent meanwhile."
+        return Explanation("breaker_open", text, facts)
+    if row.state == State.HALF_OPEN:
+        text = f"{name} is half-open: a few tasks try, and it waits for what comes of them."
+        return Explanation("breaker_half_open", text, facts)
+    return Explanation("breaker_closing", f"{name} has closed, and lets what waited go little by little.", facts)
+
+
+def _stopped(task: Task) -> Explanation | None:
+    """Return what keeps a queued task from being claimed: the hold, or its breaker, which parks it in a moment."""
+    if hold := holds.current():
+        facts = {"since": hold.since, "until": hold.until, "by": hold.created_by}
+        why = f": {hold.reason}" if hold.reason else ""
+        until = "" if hold.until else " Somebody must release it."
+        return Explanation("held", f"Nothing starts: everything is held by {hold.created_by}{why}.{until}", facts)
+    if not task.circuit_breaker:
+        return None
+    row = Breaker.objects.filter(breaker_id=task.circuit_breaker).first()
+    return _at_breaker(row) if row and breakers.door_of(row).stops(task.permit) else None
 
 
 def _queued(task: Task, now: datetime) -> Explanation:

@@ -8,7 +8,6 @@ retry of task-1-retry-1. While one of them has not ended there is no other, so a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +17,7 @@ from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import FieldInvalid, NotFound
 from recovery.models import Intervention
+from recovery.records import By
 from scheduling import gates, handlers, queries, queue, steering, tasks
 from scheduling.models import ACTIVE, FINISHED, Control, Schedule, Task, TaskStatus
 from scheduling.queue import NewTask
@@ -34,14 +34,6 @@ EVENTS = {
     Action.SKIP: "task.skipped",
     Action.CANCEL: "task.cancelled",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class By:
-    """Who intervenes, and why."""
-
-    name: str
-    reason: str = ""
 
 
 def pause(task: Task, by: By, *, now: datetime) -> Intervention:

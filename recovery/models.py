@@ -1,12 +1,88 @@
-"""The rows of recovery: what operators did to tasks."""
+"""The rows of recovery: circuit breakers, holds, and what operators did."""
 
 from django.db import models
+from django.db.models import Q
 
-from scheduling.models import Task
+from scheduling.models import Gate, Task
+
+
+class Breaker(models.Model):
+    """A circuit breaker that all tasks naming it share, and its present state.
+
+    Written by settlements whose results change its window, by the clock when its time has come (recovery.breakers),
+    and by operators. Each change of state is conditional on the generation.
+    """
+
+    class State(models.TextChoices):
+        CLOSED = "CLOSED"
+        OPEN = "OPEN"
+        HALF_OPEN = "HALF-OPEN"
+
+    class Pin(models.TextChoices):
+        NONE = ""
+        OPEN = "open"
+        CLOSED = "closed"
+
+    breaker_id = models.CharField(max_length=120, unique=True)
+    gate = models.OneToOneField(Gate, models.PROTECT, related_name="breaker")  # its door
+    state = models.CharField(max_length=9, choices=State.choices, default=State.CLOSED)
+    generation = models.PositiveBigIntegerField(default=0)
+    changed_at = models.DateTimeField()
+    window = models.CharField(max_length=1000, blank=True)  # a letter for each call, the newest last
+    open_until = models.DateTimeField(null=True, blank=True)
+    openings = models.PositiveSmallIntegerField(default=0)  # in a row, since it was last closed
+    permits = models.PositiveSmallIntegerField(default=0)
+    successes = models.PositiveSmallIntegerField(default=0)
+    pin = models.CharField(max_length=6, choices=Pin.choices, default=Pin.NONE, blank=True)
+    pinned_until = models.DateTimeField(null=True, blank=True)
+    pinned_by = models.CharField(max_length=150, blank=True)
+    pin_reason = models.CharField(max_length=500, blank=True)
+    look_at = models.DateTimeField(null=True, blank=True)  # when the clock has something to do for it
+    ramp_step = models.PositiveSmallIntegerField(default=0)
+    # What an operator can set.
+    window_size = models.PositiveSmallIntegerField(default=20)
+    min_calls = models.PositiveSmallIntegerField(default=5)
+    failure_percent = models.PositiveSmallIntegerField(default=50)
+    open_ms = models.PositiveBigIntegerField(default=60_000)
+    open_cap_ms = models.PositiveBigIntegerField(default=900_000)
+    probes = models.PositiveSmallIntegerField(default=3)
+
+    class Meta:
+        ordering = ("breaker_id",)
+        constraints = (
+            models.CheckConstraint(condition=Q(window_size__range=(1, 1000)), name="breaker_window"),
+            models.CheckConstraint(condition=Q(failure_percent__range=(1, 100)), name="breaker_percent"),
+        )
+        indexes = (
+            # for the clock: breakers that open, probe or let their tasks through
+            models.Index(fields=("look_at",), condition=Q(look_at__isnull=False), name="breaker_look"),
+            # for the clock: those that could probe and at which nobody was
+            models.Index(fields=("gate",), condition=Q(state="HALF-OPEN"), name="breaker_half_open"),
+        )
+
+    def __str__(self) -> str:
+        return self.breaker_id
+
+
+class Hold(models.Model):
+    """A time in which nothing starts, on any node: who wanted it and why, and how it ended. One at a time."""
+
+    reason = models.CharField(max_length=500, blank=True)
+    created_by = models.CharField(max_length=150)
+    since = models.DateTimeField()
+    until = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    ended_by = models.CharField(max_length=150, blank=True)
+
+    class Meta:
+        constraints = (models.UniqueConstraint(models.Value(1), condition=Q(ended_at__isnull=True), name="hold_once"),)
+
+    def __str__(self) -> str:
+        return f"held since {self.since:%Y-%m-%d %H:%M}"
 
 
 class Intervention(models.Model):
-    """One thing a person did to a task: who, when, why, and what it changed; written with the change, never edited."""
+    """One thing a person did: who, when, why, and what it changed; written with the change, never edited."""
 
     class Action(models.TextChoices):
         PAUSE = "pause"
@@ -15,10 +91,21 @@ class Intervention(models.Model):
         CANCEL = "cancel"
         RETRY = "retry"
         PRIORITY = "priority"
+        OPEN = "open"  # from here on, of a breaker
+        CLOSE = "close"
+        RESET = "reset"
+        PROBE = "probe"
+        CONFIGURE = "configure"
+        DELETE = "delete"
+        HOLD = "hold"
+        RELEASE = "release"
 
     # No constraint: tasks are pruned in bulk, and their interventions after them.
-    task = models.ForeignKey(Task, models.DO_NOTHING, db_constraint=False, db_index=False, related_name="interventions")
-    action = models.CharField(max_length=8, choices=Action.choices)
+    task = models.ForeignKey(
+        Task, models.DO_NOTHING, null=True, db_constraint=False, db_index=False, related_name="interventions"
+    )
+    breaker_id = models.CharField(max_length=120, blank=True)  # of an intervention on a breaker, which has no task
+    action = models.CharField(max_length=9, choices=Action.choices)
     reason = models.CharField(max_length=500, blank=True)
     performed_by = models.CharField(max_length=150)
     before = models.JSONField()
@@ -32,4 +119,10 @@ class Intervention(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.action} of task {self.task_id} by {self.performed_by}"
+        return f"{self.action} of {self.subject} by {self.performed_by}"
+
+    @property
+    def subject(self) -> str:
+        if self.task_id is not None:
+            return f"task {self.task_id}"
+        return f"breaker {self.breaker_id}" if self.breaker_id else "everything"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from recovery import decisions
+from recovery import breakers, decisions
 from recovery.decisions import Policy
 from scheduling import claims, gates, settlement
 from scheduling.claims import Claim, Orphan
@@ -61,6 +61,7 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
 
     Everything that ends a run comes through here: workers, the rescue, a handler that does not stop.
     """
+    breakers.record(settlements, now=now)
     return settlement.settle(settlements, worker=worker, shard=shard, now=now)
 
 

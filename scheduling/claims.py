@@ -21,14 +21,17 @@ import orjson
 from django.db import connection
 
 from k1node.lib import sql, wake
+from scheduling import parking
 
 LEASE = timedelta(seconds=20)
 RENEW_EVERY = timedelta(seconds=5)
 BUNDLE_MOST = 200
+PARK_ROUNDS = 5  # a claim parks so many windows of tasks whose breaker is open before it leaves the rest to the next
 
 # Literals, not parameters: only so can SQLite prove that the partial index covers the query.
 PEEK = (
-    "SELECT id, handler, solo FROM scheduling_task WHERE status = 'queued' ORDER BY priority DESC, due_at, id LIMIT %s"
+    "SELECT id, handler, solo, circuit_breaker, permit FROM scheduling_task WHERE status = 'queued'"
+    f" AND {parking.NOT_HELD} ORDER BY priority DESC, due_at, id LIMIT %s"
 )
 CLAIM = (
     "UPDATE scheduling_task SET status = 'executing', fence = fence + 1, lease_owner = %s, lease_expires_at = %s,"
@@ -60,6 +63,7 @@ class Claim:
     solo: bool
     due_at: Any
     control: str = ""  # a cancel or skip that came during an earlier claim
+    generation: int = 0  # of its breaker's door when it was claimed
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -71,9 +75,9 @@ Choose = Callable[[Sequence[tuple[str, bool]]], int]
 
 
 def is_waiting() -> bool:
-    """Say whether any task is queued; a plain read that takes no lock."""
+    """Say whether any task is queued and nothing holds them all; a plain read that takes no lock."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM scheduling_task WHERE status = 'queued' LIMIT 1")
+        cursor.execute(f"SELECT 1 FROM scheduling_task WHERE status = 'queued' AND {parking.NOT_HELD} LIMIT 1")
         return cursor.fetchone() is not None
 
 
@@ -81,21 +85,44 @@ def claim(*, owner: str, now: datetime, window: int, choose: Choose) -> list[Cla
     """Take the most urgent queued tasks, at most `window`, and as many of them as `choose` says.
 
     Needs a transaction. On PostgreSQL rows that a rival is claiming at this moment are passed over, on SQLite
-    writers exclude each other, so no task is taken twice.
+    writers exclude each other, so no task is taken twice. Tasks whose breaker is open are parked on the way.
     """
     with connection.cursor() as cursor:
-        cursor.execute(PEEK + sql.skip_locked(), [window])
-        head = cursor.fetchall()
+        for _ in range(PARK_ROUNDS):
+            cursor.execute(PEEK + sql.skip_locked(), [window])
+            head = cursor.fetchall()
+            doors = parking.doors(row[3] for row in head)
+            head = _past_doors(head, doors)
+            if head or not doors:
+                break
         if not head:
             return []
-        ids = [row[0] for row in head[: max(1, choose([(handler, bool(solo)) for _, handler, solo in head]))]]
+        ids = [row[0] for row in head[: max(1, choose([(row[1], bool(row[2])) for row in head]))]]
+        breaker_of = {row[0]: row[3] for row in head if row[3] in doors}
         among, values = sql.among(ids)
         cursor.execute(
             CLAIM.format(moment=sql.moment_mark(), among=among),
             [owner, sql.stored(now + LEASE), ids[0], sql.stored(now), *values],
         )
-        claims = {row[0]: Claim(*row) for row in cursor.fetchall()}
+        claims = {
+            row[0]: Claim(*(*row, doors[breaker_of[row[0]]].generation if row[0] in breaker_of else 0))
+            for row in cursor.fetchall()
+        }
     return [claims[pk] for pk in ids if pk in claims]
+
+
+def _past_doors(head: list[Any], doors: dict[str, parking.Door]) -> list[Any]:
+    """Return the rows of `head` that no door stops; the others are parked."""
+    stopped = [row for row in head if row[3] in doors and doors[row[3]].stops(row[4])]
+    if not stopped:
+        return head
+    closed = parking.closed_doors({row[3] for row in stopped})
+    stopped = [row for row in stopped if row[3] in closed and closed[row[3]].stops(row[4])]
+    parking.park([(row[0], row[3]) for row in stopped], of=closed)
+    passed_by = {row[0] for row in stopped}
+    # One whose door has moved since it was first read is left to the next claim, which sees one moment.
+    moved = {name for name, door in doors.items() if door.closed and closed.get(name) != door}
+    return [row for row in head if row[0] not in passed_by and row[3] not in moved]
 
 
 def renew(claims: Sequence[Claim], *, now: datetime) -> dict[int, tuple[str, str]]:
@@ -137,6 +164,7 @@ def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
             # A pause that was asked for before the run began is kept by not beginning.
             "UPDATE scheduling_task SET status = CASE WHEN control = 'pause' THEN 'paused' ELSE 'queued' END,"
             " control = CASE WHEN control = 'pause' THEN '' ELSE control END,"
+            " permit = CASE WHEN control = 'pause' THEN 0 ELSE permit END,"
             f" lease_owner = '', lease_expires_at = NULL, started_at = NULL{alone}"
             f" WHERE status = 'executing' AND (id, fence) IN (VALUES {', '.join(['(%s, %s)'] * len(claims))})",
             [value for claim in claims for value in (claim.id, claim.fence)],
@@ -180,11 +208,13 @@ def lock_held(claims: Sequence[Claim]) -> dict[int, Held]:
 
 def stage(*, now: datetime, limit: int = 1000) -> int:
     """Move up to `limit` tasks whose time has come from `scheduled` to `queued`; return how many."""
+    due = sql.among_selected(
+        "SELECT id FROM scheduling_task WHERE status = 'scheduled' AND due_at <= %s ORDER BY due_at LIMIT %s"
+        + sql.skip_locked()
+    )
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE scheduling_task SET status = 'queued' WHERE status = 'scheduled' AND id IN ("
-            " SELECT id FROM scheduling_task WHERE status = 'scheduled' AND due_at <= %s ORDER BY due_at LIMIT %s"
-            f"{sql.skip_locked()})",
+            f"UPDATE scheduling_task SET status = 'queued' WHERE status = 'scheduled' AND id {due}",
             [sql.stored(now), limit],
         )
         count: int = cursor.rowcount

@@ -1,9 +1,11 @@
 """Gates: doors that tasks wait behind, so that what may not start yet costs the claims of others nothing.
 
+Of batches and overlaps; what has neither members nor counts (breakers, the hold) is in scheduling.parking.
+
 State of a gate: open or closed, a limit of tasks in flight, and exact counts. A task that belongs to a gate is
-`waiting` (status blocked, `blocked_on` the gate), then `in flight` (queued, scheduled, executing, paused), then one of
-completed, failed, skipped, cancelled. The counts change in the transaction that moves the task, under the gate's row
-lock, which every transaction takes before it locks tasks:
+`waiting` (status blocked, `blocked_on` the gate), then `in flight` (queued, scheduled, executing, paused, or parked
+behind the door of a breaker), then one of completed, failed, skipped, cancelled. The counts change in the transaction
+that moves the task, under the gate's row lock, which every transaction takes before it locks tasks:
 
     enqueue          admit_overlap()    +waiting or +in flight
     final transition settled()          -in flight +final, then release(): -waiting +in flight for the next ones
@@ -24,15 +26,15 @@ from django.db import connection
 from django.db.models import QuerySet
 
 from k1node.lib import sql, wake
-from scheduling.models import FailureRule, Gate, GateKind, OverlapPolicy, Schedule, Task, TaskStatus
+from scheduling.models import ACTIVE, FailureRule, Gate, GateKind, OverlapPolicy, Schedule, Task, TaskStatus
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = (TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.EXECUTING, TaskStatus.PAUSED)
-
-
 # A literal, not parameters: only so can SQLite prove that the partial index covers the query.
-IN_FLIGHT_SQL = "scheduling_task.status IN ('queued', 'scheduled', 'executing', 'paused')"
+IN_FLIGHT_SQL = (
+    "scheduling_task.status IN ('queued', 'scheduled', 'executing', 'paused', 'blocked')"
+    " AND (scheduling_task.blocked_on_id IS NULL OR scheduling_task.blocked_on_id <> scheduling_task.gate_id)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,12 @@ def _with_loose_runs(schedule_ids: list[int]) -> list[int]:
     """Return those of the schedules that have runs in flight without a gate; nearly always none."""
     if not schedule_ids:
         return []
-    loose = Task.objects.filter(schedule__in=schedule_ids, gate=None, status__in=IN_FLIGHT)
+    loose = Task.objects.filter(schedule__in=schedule_ids, gate=None, status__in=ACTIVE)
     return [pk for pk in loose.values_list("schedule_id", flat=True).distinct() if pk is not None]
 
 
 def _adopt(gate: Gate, schedule: Schedule) -> None:
-    adopted = Task.objects.filter(schedule=schedule, gate=None, status__in=IN_FLIGHT).update(gate=gate, solo=True)
+    adopted = Task.objects.filter(schedule=schedule, gate=None, status__in=ACTIVE).update(gate=gate, solo=True)
     if adopted:
         gate.in_flight += adopted
         Gate.objects.filter(pk=gate.pk).update(in_flight=gate.in_flight)

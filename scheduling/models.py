@@ -120,12 +120,16 @@ class FailureRule(models.TextChoices):
 
 
 class Gate(models.Model):
-    """A door that tasks wait behind, with exact counts. Written at enqueue and by gates.settled() only."""
+    """A door that tasks wait behind. Batches and overlaps have members and exact counts (scheduling.gates).
+
+    Breakers and the hold have neither: scheduling.parking.
+    """
 
     kind = models.CharField(max_length=8, choices=GateKind.choices)
     key = models.CharField(max_length=200)
     limit = models.PositiveIntegerField(null=True, blank=True)  # in flight at the same time; null is no limit
     closed = models.BooleanField(default=False)
+    generation = models.PositiveBigIntegerField(default=0)  # of a breaker's door: raised with every change
     ordered = models.BooleanField(default=False)
     on_failure = models.CharField(max_length=14, choices=FailureRule.choices, default=FailureRule.CONTINUE)
     waiting = models.PositiveIntegerField(default=0)
@@ -196,6 +200,8 @@ class Task(models.Model):
     paused_at = models.DateTimeField(null=True, blank=True)
     gate = models.ForeignKey(Gate, models.PROTECT, null=True, blank=True, db_index=False, related_name="tasks")
     blocked_on = models.ForeignKey(Gate, models.PROTECT, null=True, blank=True, db_index=False, related_name="waiters")
+    # The generation of its breaker's closed door that lets it through; 0 is none. Ends when it is settled or paused.
+    permit = models.PositiveBigIntegerField(default=0)
     origin = models.ForeignKey("self", models.SET_NULL, null=True, blank=True, db_index=False, related_name="retries")
     retry_count = models.PositiveIntegerField(default=0)  # tasks made from this one by hand: the number of the next
     created_by = models.CharField(max_length=150, blank=True)
@@ -245,8 +251,20 @@ class Task(models.Model):
             # for those of them that are in flight: a handful, where a schedule's gate has had tens of thousands
             models.Index(
                 fields=("gate",),
-                condition=Q(gate__isnull=False, status__in=("queued", "scheduled", "executing", "paused")),
+                condition=Q(gate__isnull=False, status__in=("queued", "scheduled", "executing", "paused", "blocked")),
                 name="task_in_flight",
+            ),
+            # for a breaker that has opened: what is to be parked
+            models.Index(
+                fields=("circuit_breaker",),
+                condition=Q(status=TaskStatus.QUEUED, circuit_breaker__gt=""),
+                name="task_breaker_queued",
+            ),
+            # for a breaker that probes: who has a permit
+            models.Index(
+                fields=("circuit_breaker",),
+                condition=Q(permit__gt=0, status__in=("queued", "executing")),
+                name="task_permit",
             ),
             # for the chain of retries
             models.Index(fields=("origin",), condition=Q(origin__isnull=False), name="task_origin"),

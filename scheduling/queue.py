@@ -1,7 +1,8 @@
 """Putting tasks on the queue, and taking waiting ones off it again.
 
-A new task is `queued`, or `scheduled` when it is due later, or `blocked` behind a gate. Everything that makes tasks
-comes through here: the API, slots, triggers, and later batches, retries and resubmissions.
+A new task is `queued`, or `scheduled` when it is due later, or `blocked` behind its gate or the closed door of its
+breaker. Everything that makes tasks comes through here: the API, slots, triggers, retries, and later batches and
+resubmissions.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from django.db import IntegrityError, connection, transaction
 from k1node.events import log
 from k1node.lib import wake
 from k1node.lib.errors import Conflict, Detail, FieldInvalid
-from scheduling import gates, handlers, registry
+from scheduling import gates, handlers, parking, registry
 from scheduling.models import Control, RetryPolicy, Schedule, Task, TaskStatus
 
 RESERVED_IDS = {"batch"}
@@ -81,30 +82,10 @@ def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
     ids = Counter(new.task_id for new in tasks)
     if len(ids) < len(tasks):
         raise TaskIdTaken(sorted(task_id for task_id, count in ids.items() if count > 1)[:50])
-    rows = [
-        Task(
-            task_id=new.task_id,
-            task_name=new.task_name,
-            schedule_id=new.schedule_id,
-            handler=new.handler,
-            parameters=new.parameters,
-            priority=new.priority,
-            timeout_ms=new.timeout_ms,
-            retry_policy_id=new.retry_policy,
-            circuit_breaker=new.circuit_breaker,
-            status=_first_status(new, now),
-            due_at=new.due_at,
-            gate_id=new.gate_id,
-            blocked_on_id=new.gate_id if new.is_blocked else None,
-            solo=new.solo or new.gate_id is not None,
-            origin_id=new.origin_id,
-            created_by=new.created_by,
-            created_at=now,
-        )
-        for new in tasks
-    ]
     try:
         with transaction.atomic():
+            closed = parking.closed_doors(new.circuit_breaker for new in tasks)
+            rows = [_row(new, closed.get(new.circuit_breaker), now) for new in tasks]
             created = Task.objects.bulk_create(rows, batch_size=1000)
             wake.tell()
             return created
@@ -113,6 +94,31 @@ def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
         if not taken:
             raise
         raise TaskIdTaken(sorted(taken[:50])) from None
+
+
+def _row(new: NewTask, door: parking.Door | None, now: datetime) -> Task:
+    """Return the row of a new task; `door` is the closed one of its breaker, which parks what is due."""
+    status = _first_status(new, now)
+    is_parked = door is not None and status == TaskStatus.QUEUED
+    return Task(
+        task_id=new.task_id,
+        task_name=new.task_name,
+        schedule_id=new.schedule_id,
+        handler=new.handler,
+        parameters=new.parameters,
+        priority=new.priority,
+        timeout_ms=new.timeout_ms,
+        retry_policy_id=new.retry_policy,
+        circuit_breaker=new.circuit_breaker,
+        status=TaskStatus.BLOCKED if is_parked else status,
+        due_at=new.due_at,
+        gate_id=new.gate_id,
+        blocked_on_id=door.id if door and is_parked else new.gate_id if new.is_blocked else None,
+        solo=new.solo or new.gate_id is not None,
+        origin_id=new.origin_id,
+        created_by=new.created_by,
+        created_at=now,
+    )
 
 
 def _first_status(new: NewTask, now: datetime) -> TaskStatus:
@@ -137,9 +143,9 @@ def end_earlier_runs(schedule: Schedule, gate_id: int, *, keep: str, now: dateti
     if connection.vendor == "postgresql":
         # Locked first, or one that is claimed or given back between the two updates is missed by both.
         list(others.order_by("pk").select_for_update().values_list("pk"))
-    idle = others.filter(status__in=(TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.PAUSED))
+    idle = others.exclude(status=TaskStatus.EXECUTING)  # also what is parked behind a breaker
     cancelled += idle.values_list("task_id", flat=True)
-    queued = idle.update(status=TaskStatus.CANCELLED, **ended)
+    queued = idle.update(status=TaskStatus.CANCELLED, blocked_on=None, permit=0, **ended)
     # One that a person is ending already keeps that person's reason.
     told = (
         others.filter(status=TaskStatus.EXECUTING)

@@ -46,7 +46,7 @@ EVENT_AFTER = {
     Action.SKIP: "task.skipped",
 }
 FINAL = {Action.COMPLETE, Action.FAIL, Action.CANCEL, Action.SKIP}
-LEASE_ENDS = "lease_owner = '', lease_expires_at = NULL, control = '', paused_at = NULL"
+LEASE_ENDS = "lease_owner = '', lease_expires_at = NULL, control = '', paused_at = NULL, permit = 0"
 ASKED = {"cancel": Action.CANCEL, "skip": Action.SKIP}  # what Task.control makes of a run that would begin again
 
 TASK_COLUMNS = {

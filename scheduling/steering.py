@@ -2,11 +2,13 @@
 
 lock() takes the task and the gates it counts on, in the one lock order; the verbs then change the locked row and the
 gates' counts in the caller's transaction. What a verb cannot do in the task's present state is an Impossible, with the
-reason. A run that goes on is only asked: its worker reads `control` every second and does it, on whichever node.
+reason. A run that goes on is only asked: its worker reads `control` every second and does it, on whichever node. A
+parked task is `blocked` behind its breaker's door, which is no gate that it counts on.
 
     state                 pause            resume             cancel, skip            reprioritise
     scheduled, queued     paused           -                  ends here               yes
     blocked               -                -                  ends here               yes
+    parked                paused           -                  ends here               yes
     paused                -                queued, scheduled  ends here               yes
     executing             asks its worker  asks its worker    asks its worker         -
     finished              -                -                  -                       -
@@ -62,7 +64,7 @@ def possible(task: Task) -> tuple[str, ...]:
         first: tuple[str, ...] = ()
         if task.status == TaskStatus.PAUSED:
             first = ("resume",)
-        elif task.status in IDLE and not is_ending:
+        elif (task.status in IDLE or is_parked(task)) and not is_ending:
             first = ("pause",)
         return (*first, "skip", "cancel", "priority")
     if is_ending:
@@ -72,23 +74,28 @@ def possible(task: Task) -> tuple[str, ...]:
     return ("pause", "skip", "cancel") if _can_pause(task.handler) else ("skip", "cancel")
 
 
+def is_parked(task: Task) -> bool:
+    """Say whether the task waits behind the door of its breaker."""
+    return task.status == TaskStatus.BLOCKED and task.blocked_on_id != task.gate_id
+
+
 def pause(locked: Locked, *, now: datetime) -> None:
     """Take a waiting task out of the queue, or have a running one stopped; raises Impossible."""
     task = locked.task
     _refuse_finished(task)
     if task.status == TaskStatus.PAUSED or task.control == Control.PAUSE:
         raise Impossible("It is paused already")
-    if task.status == TaskStatus.BLOCKED:
+    if task.status == TaskStatus.BLOCKED and not is_parked(task):
         raise Impossible("It waits for its turn and cannot be paused; cancel or skip it, or pause what it waits for")
     _refuse_ending(task)
-    if task.status in IDLE:
-        task.status = TaskStatus.PAUSED
+    if task.status != TaskStatus.EXECUTING:
+        task.status, task.blocked_on, task.permit = TaskStatus.PAUSED, None, 0
     else:
         if not _can_pause(task.handler):
             raise Impossible(f"{task.handler} cannot be paused while it runs: it never calls context.checkpoint()")
         task.control = Control.PAUSE
     task.paused_at = now
-    task.save(update_fields=("status", "control", "paused_at"))
+    task.save(update_fields=("status", "blocked_on", "permit", "control", "paused_at"))
 
 
 def resume(locked: Locked, *, now: datetime) -> None:
@@ -118,19 +125,28 @@ def end(locked: Locked, status: TaskStatus, why: str, *, now: datetime) -> list[
         task.control, task.control_reason, task.paused_at = ENDED[status], why[:500], None
         task.save(update_fields=("control", "control_reason", "paused_at"))
         return []
-    gate_id, was_blocked = task.gate_id, task.status == TaskStatus.BLOCKED
-    in_front = task.blocked_on_id
-    task.status, task.blocked_on, task.paused_at = status, None, None
+    gate_id, was_waiting = task.gate_id, task.status == TaskStatus.BLOCKED and not is_parked(task)
+    task.status, task.blocked_on, task.permit, task.paused_at = status, None, 0, None
     task.control, task.control_reason = Control.NONE, ""
     task.finished_at, task.last_error = now, why
     task.save(
-        update_fields=("status", "blocked_on", "paused_at", "control", "control_reason", "finished_at", "last_error")
+        update_fields=(
+            "status",
+            "blocked_on",
+            "permit",
+            "paused_at",
+            "control",
+            "control_reason",
+            "finished_at",
+            "last_error",
+        )
     )
-    if was_blocked and in_front is not None:
-        gates.withdrawn(locked.gates[in_front], status)
-    elif gate_id is not None:
-        return gates.settled(locked.gates, [(gate_id, status)], now=now)
-    return []
+    if gate_id is None:
+        return []
+    if was_waiting:
+        gates.withdrawn(locked.gates[gate_id], status)
+        return []
+    return gates.settled(locked.gates, [(gate_id, status)], now=now)
 
 
 def reprioritise(locked: Locked, priority: int) -> None:

@@ -49,7 +49,7 @@ def make_task(**fields: Any) -> Task:
                 "started_at": NOW,
             }
         case TaskStatus.BLOCKED if "blocked_on" not in fields:
-            defaults["blocked_on"] = make_gate()
+            defaults["gate"] = defaults["blocked_on"] = fields.get("gate") or make_gate(waiting=1)
         case TaskStatus.COMPLETED | TaskStatus.FAILED | TaskStatus.SKIPPED | TaskStatus.CANCELLED:
             defaults["finished_at"] = NOW
     return Task.objects.create(**defaults | fields)

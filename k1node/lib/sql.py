@@ -139,6 +139,14 @@ def in_transaction(work: Callable[[], Result]) -> Result:
     raise AssertionError("unreachable")
 
 
+def among_selected(query: str) -> str:
+    """Return "IN …" for the ids of a locking query with a LIMIT, which must be run once.
+
+    PostgreSQL may run the query of an IN again for each row that it joins, and then each run locks other rows.
+    """
+    return f"= ANY(ARRAY({query}))" if is_postgresql() else f"IN ({query})"
+
+
 def skip_locked() -> str:
     """Return the row-locking clause for rows that rivals may be taking at the same moment."""
     return " FOR UPDATE SKIP LOCKED" if is_postgresql() else ""

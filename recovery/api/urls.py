@@ -2,9 +2,11 @@
 
 from django.urls import path
 
-from recovery.api import views
+from recovery.api import breaker_views, views
 
 tasks = views.InterventionViewSet.as_view
+breakers = breaker_views.BreakerViewSet.as_view
+hold = breaker_views.HoldViewSet.as_view
 
 urlpatterns = [
     path("metrics/retry-stats", views.MetricsViewSet.as_view({"get": "retry_stats"}), name="retry-stats"),
@@ -16,4 +18,17 @@ urlpatterns = [
     path("tasks/<str:task_id>/retry", tasks({"post": "retry"}), name="task-retry"),
     path("tasks/<str:task_id>/priority", tasks({"post": "priority"}), name="task-priority"),
     path("tasks/<str:task_id>/intervention-history", tasks({"get": "list_history"}), name="task-intervention-history"),
+    path("circuit-breaker", breakers({"post": "create"}), name="circuit-breakers"),
+    path("circuit-breaker/status", breakers({"get": "list_status"}), name="circuit-breaker-status"),
+    path(
+        "circuit-breaker/<str:breaker_id>",
+        breakers({"get": "get", "patch": "update", "delete": "delete_breaker"}),
+        name="circuit-breaker",
+    ),
+    path("circuit-breaker/<str:breaker_id>/open", breakers({"post": "open_breaker"}), name="circuit-breaker-open"),
+    path("circuit-breaker/<str:breaker_id>/close", breakers({"post": "close"}), name="circuit-breaker-close"),
+    path("circuit-breaker/<str:breaker_id>/reset", breakers({"post": "reset"}), name="circuit-breaker-reset"),
+    path("circuit-breaker/<str:breaker_id>/probe", breakers({"post": "probe"}), name="circuit-breaker-probe"),
+    path("scheduler/hold", hold({"get": "get", "post": "hold"}), name="hold"),
+    path("scheduler/hold/release", hold({"post": "release"}), name="hold-release"),
 ]

@@ -27,8 +27,8 @@ from recovery.api.serializers import (
     RetryStatsFilters,
     RetryStatsOutput,
 )
-from recovery.interventions import By
 from recovery.models import Intervention
+from recovery.records import By
 from scheduling import queries
 from scheduling.models import RetryPolicy, Task
 

@@ -21,7 +21,7 @@ from k1node.access.models import ApiKey
 from k1node.events import log
 from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
-from recovery.models import Intervention
+from recovery.models import Breaker, Hold, Intervention
 from scheduling.models import (
     Attempt,
     Gate,
@@ -85,6 +85,10 @@ def rows() -> dict[type[models.Model], models.Model]:
             after={HOSTILE: 1},
             created_at=NOW,
         ),
+        Breaker: Breaker.objects.create(
+            breaker_id=HOSTILE, gate=make_gate(kind=GateKind.BREAKER), changed_at=NOW, pinned_by=HOSTILE
+        ),
+        Hold: Hold.objects.create(reason=HOSTILE, created_by=HOSTILE, since=NOW),
         RetryPolicy: RetryPolicy.objects.get(pk="standard"),
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
         MinuteCounter: MinuteCounter.objects.create(minute=NOW, policy="standard", worker=HOSTILE),
@@ -140,7 +144,7 @@ def test_overview_names_the_console_and_leaves_out_what_is_read_elsewhere(admin_
 
     assert "<title>Overview | K1.Node</title>" in page
     names = re.findall(r'<li>\s*<a href="/admin/\w+/\w+/">([^<]+)</a>\s*<span', page)
-    assert names[:3] == ["Schedules", "Tasks", "Nodes"]
+    assert names[:4] == ["Schedules", "Tasks", "Breakers", "Nodes"]
     assert not {"Groups", "Output chunks", "Schedule tallys", "Queued tasks"} & set(names)
 
 
@@ -185,7 +189,20 @@ def test_pages_are_closed_to_staff_without_permission(
     assert client.get(page_of(rows[model])).status_code == 403
 
 
-MACHINE_WRITTEN = [Task, Attempt, OutputChunk, Slot, Gate, Node, MinuteCounter, ScheduleTally, Event, Intervention]
+MACHINE_WRITTEN = [
+    Task,
+    Attempt,
+    OutputChunk,
+    Slot,
+    Gate,
+    Node,
+    MinuteCounter,
+    ScheduleTally,
+    Event,
+    Intervention,
+    Breaker,
+    Hold,
+]
 
 
 @pytest.mark.parametrize("model", MACHINE_WRITTEN)
@@ -266,7 +283,7 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event, Intervention])
+@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event, Intervention, Hold])
 def test_growing_lists_never_count_and_never_skip(
     admin_client: Client, rows: dict[Any, Any], model: type[models.Model], django_assert_max_num_queries: Any
 ) -> None:

@@ -12,8 +12,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from recovery import interventions
-from recovery.interventions import By
 from recovery.models import Intervention
+from recovery.records import By
 from scheduling.models import Task, TaskStatus
 from tests.factories import NOW, make_task
 

@@ -9,7 +9,7 @@ from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
 from recovery import interventions
-from recovery.interventions import By
+from recovery.records import By
 from scheduling.models import Task, TaskStatus
 from tests.factories import NOW, make_schedule, make_task
 

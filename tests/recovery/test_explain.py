@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,14 +10,16 @@ from django.test import Client
 from django.urls import reverse
 from rest_framework.test import APIClient
 
-from recovery import explain, interventions
-from recovery.interventions import By
+from recovery import breakers, explain, holds, interventions
+from recovery.models import Breaker
+from recovery.records import By
 from scheduling.models import Control, Node, Task, TaskStatus
 from tests.factories import NOW, make_gate, make_task
 
 pytestmark = pytest.mark.django_db
 
 MINUTE = timedelta(minutes=1)
+ANA = By("ana")
 
 
 def make_node(**fields: Any) -> Node:
@@ -234,3 +236,58 @@ def test_the_page_of_a_task_says_it(admin_client: Client) -> None:
     assert "No node is up" in pages[0]
     assert "No node is up" not in pages[1]
     assert "It has ended" not in pages[1]
+
+
+# --- breakers and the hold --------------------------------------------------------------------------------------
+
+
+def behind_a_breaker(**fields: Any) -> Task:
+    breakers.create("api", {}, ANA, now=NOW)
+    Breaker.objects.update(**fields)
+    return make_task(circuit_breaker="api", status=TaskStatus.BLOCKED, blocked_on=Breaker.objects.get().gate)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "part", "until"),
+    [
+        pytest.param(
+            {"state": "OPEN", "window": "sffff", "open_until": NOW}, "breaker_open", "4 of the last 5", NOW, id="open"
+        ),
+        pytest.param(
+            {"state": "OPEN", "pin": "open", "pinned_by": "ben", "pin_reason": "moving house"},
+            "breaker_open",
+            "held open by ben: moving house. Somebody must reset it.",
+            None,
+            id="held open",
+        ),
+        pytest.param({"state": "HALF-OPEN"}, "breaker_half_open", "a few tasks try", None, id="half-open"),
+        pytest.param({}, "breaker_closing", "little by little", None, id="closing"),
+    ],
+)
+def test_behind_a_breaker(fields: dict[str, Any], reason: str, part: str, until: datetime | None) -> None:
+    task = behind_a_breaker(**fields)
+
+    found = explain.explain(task, now=NOW)
+
+    assert found.reason == reason
+    assert part in found.message
+    assert found.facts["breaker_id"] == "api"
+    assert found.facts.get("until") == until
+
+
+def test_queued_at_an_open_breaker_it_is_as_good_as_parked() -> None:
+    behind_a_breaker()
+    breakers.open_("api", ANA, now=NOW)
+
+    assert explain.explain(make_task(circuit_breaker="api"), now=NOW).reason == "breaker_open"
+    permit = Breaker.objects.get().generation
+    assert explain.explain(make_task(circuit_breaker="api", permit=permit), now=NOW).reason == "no_node"
+
+
+def test_held_with_everything() -> None:
+    holds.hold(By("ana", "disk full"), now=NOW)
+
+    found = explain.explain(make_task(), now=NOW)
+
+    assert (found.reason, found.facts["by"], found.facts["until"]) == ("held", "ana", None)
+    assert found.message == "Nothing starts: everything is held by ana: disk full. Somebody must release it."

@@ -9,8 +9,8 @@ import pytest
 from k1node.events.models import Event
 from k1node.lib.errors import FieldInvalid, InvalidRequest, NotFound
 from recovery import interventions, supervision
-from recovery.interventions import By
 from recovery.models import Intervention
+from recovery.records import By
 from scheduling import claims, settlement
 from scheduling.models import Attempt, Control, Gate, OverlapPolicy, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from k1node.lib import sql
 from k1node.lib.clock_time import database_now
 from recovery import interventions, supervision
-from recovery.interventions import By
+from recovery.records import By
 from scheduling import claims, gates, schedules, settlement
 from scheduling.claims import Claim
 from scheduling.models import ACTIVE, FINISHED, Attempt, Gate, MinuteCounter, OverlapPolicy, Schedule, Task, TaskStatus

@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 
 from scheduling import claims, gates, queue, schedules
-from scheduling.models import FailureRule, Gate, GateKind, OverlapPolicy, Schedule, Task, TaskStatus
+from scheduling.models import ACTIVE, FailureRule, Gate, GateKind, OverlapPolicy, Schedule, Task, TaskStatus
 from tests.databases import ON_POSTGRESQL, Rival, only_postgresql
 from tests.factories import NOW, make_gate, make_schedule, make_task
 
@@ -176,10 +176,12 @@ def test_the_members_in_flight_are_found_without_reading_those_that_have_ended()
     gate = make_gate()
     for status in TaskStatus:
         make_task(status=status, gate=gate, **({"blocked_on": gate} if status == TaskStatus.BLOCKED else {}))
+    parked = make_task(status=TaskStatus.BLOCKED, gate=gate, blocked_on=make_gate(kind=GateKind.BREAKER))
 
     members = gates.in_flight(gate)
 
-    assert {task.status for task in members} == set(gates.IN_FLIGHT)
+    assert {task.status for task in members} == set(ACTIVE)
+    assert [task for task in members if task.status == TaskStatus.BLOCKED] == [parked]
     if not ON_POSTGRESQL:  # which chooses by statistics
         assert "task_in_flight" in members.explain()
         assert "task_waiters" in Task.objects.filter(blocked_on=gate, status=TaskStatus.BLOCKED).explain()

@@ -513,7 +513,7 @@ def test_runs_that_overlap_follow_the_policy(
 def _assert_exact_counts() -> None:
     for gate in Gate.objects.all():
         members = Task.objects.filter(gate=gate)
-        assert gate.in_flight == members.filter(status__in=gates.IN_FLIGHT).count()
+        assert gate.in_flight == gates.in_flight(gate).count()
         assert gate.waiting == members.filter(status=TaskStatus.BLOCKED).count()
 
 

@@ -1,0 +1,40 @@
+"""Who intervenes, and the record of what was done to something else than a task."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from recovery.models import Intervention
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who intervenes, and why."""
+
+    name: str
+    reason: str = ""
+
+    def said(self) -> str:
+        """Return `ana: the disk is full`, or the name alone."""
+        return f"{self.name}: {self.reason}" if self.reason else self.name
+
+
+def record(
+    action: Intervention.Action,
+    by: By,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    *,
+    breaker_id: str = "",
+    now: datetime,
+) -> Intervention:
+    """Write down an intervention on a breaker, or on everything."""
+    return Intervention.objects.create(
+        breaker_id=breaker_id,
+        action=action,
+        reason=by.reason,
+        performed_by=by.name[:150],
+        before=before,
+        after=after,
+        created_at=now,
+    )
