@@ -17,7 +17,7 @@ from types import FrameType
 
 from bench import machine
 from bench.effort import Effort, Measure
-from bench.figures import commands, database, latency, queue, rest
+from bench.figures import breakers, commands, database, latency, queue, rest
 from bench.node import PROJECT
 from bench.results import Report
 
@@ -29,6 +29,9 @@ FIGURES: dict[str, Measure] = {
     "latency": latency.latency,
     "claim": database.claim,
     "cron": database.cron,
+    "settle": breakers.settle,
+    "parked": breakers.parked,
+    "breaker-seen": breakers.seen,
     "idle": rest.idle,
 }
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

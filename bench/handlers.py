@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from scheduling.registry import handler
+from scheduling.registry import Context, handler
 
 LOOK_SECONDS = 0.002
 
@@ -14,3 +14,16 @@ def gate(path: str) -> None:
     file = Path(path)
     while not file.exists():
         time.sleep(LOOK_SECONDS)
+
+
+@handler("bench.sometimes")
+def sometimes(context: Context) -> None:
+    """Fail at the first attempt of one task in ten."""
+    if context.attempt == 1 and context.task_id.endswith("7"):
+        raise RuntimeError("one in ten")
+
+
+@handler("bench.failing")
+def failing() -> None:
+    time.sleep(0.01)
+    raise RuntimeError("down")

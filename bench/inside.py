@@ -24,8 +24,19 @@ from django.db import connection, transaction  # noqa: E402
 from bench.processes import cpu_seconds, wait_until  # noqa: E402
 from k1node.lib import sql  # noqa: E402
 from k1node.lib.clock_time import database_now  # noqa: E402
+from recovery import breakers  # noqa: E402
+from recovery.models import Breaker  # noqa: E402
+from recovery.records import By  # noqa: E402
 from scheduling import claims, queue, slots  # noqa: E402
-from scheduling.models import Attempt, OverlapPolicy, Schedule, ScheduleType, Task, TaskStatus  # noqa: E402
+from scheduling.models import (  # noqa: E402
+    Attempt,
+    OverlapPolicy,
+    RetryPolicy,
+    Schedule,
+    ScheduleType,
+    Task,
+    TaskStatus,
+)
 from scheduling.queue import NewTask  # noqa: E402
 
 ENQUEUE_AT_ONCE = 1000
@@ -36,7 +47,15 @@ LOOK_SECONDS = 0.01
 
 
 def drain(
-    *, count: int, handler: str, workers: int, up: int, solo: bool = False, seconds: float = 600
+    *,
+    count: int,
+    handler: str,
+    workers: int,
+    up: int,
+    solo: bool = False,
+    breaker: str = "",
+    policy: str = "standard",
+    seconds: float = 600,
 ) -> dict[str, float]:
     """Fill the queue while all workers are held, let them go, and say how long they took.
 
@@ -48,7 +67,7 @@ def drain(
     gates = Task.objects.filter(handler="python:bench.gate", status=TaskStatus.EXECUTING)
     wait_until(lambda: gates.count() == workers, 60, f"{workers} workers to be held")
     began = time.monotonic()
-    _enqueue("bench", count, handler, solo=solo)
+    _enqueue("bench", count, handler, solo=solo, circuit_breaker=breaker, retry_policy=policy)
     enqueued = time.monotonic() - began
     # Whatever the filling has set off (a checkpoint, an autovacuum) is not what is measured.
     time.sleep(1)
@@ -102,14 +121,15 @@ def _enqueue(prefix: str, count: int, handler: str, **fields: Any) -> None:
 
 
 def _wait_until_idle(seconds: float) -> datetime:
-    """Return when no task was seen queued or executing."""
+    """Return when no task was seen queued, executing or waiting for another try."""
 
     def is_idle() -> bool:
         with connection.cursor() as cursor:
-            # One statement, so one moment; both halves read a partial index that is empty or not.
+            # One statement, so one moment; all of it reads partial indexes that are empty or not.
             cursor.execute(
                 "SELECT 1 WHERE EXISTS (SELECT 1 FROM scheduling_task WHERE status = 'executing')"
                 " OR EXISTS (SELECT 1 FROM scheduling_task WHERE status = 'queued')"
+                " OR EXISTS (SELECT 1 FROM scheduling_task WHERE status = 'scheduled')"
             )
             return cursor.fetchone() is None
 
@@ -122,6 +142,46 @@ def _check_all_completed(tasks: Any, count: int) -> None:
     if completed != count:
         found = list(tasks.exclude(status=TaskStatus.COMPLETED).values_list("task_id", "status", "last_error")[:3])
         raise RuntimeError(f"{completed} of {count} tasks completed; for example {found}")
+
+
+# --- breakers ------------------------------------------------------------------------------------------------------
+
+
+def add_policies() -> None:
+    """Make the policies that the drains with and without retries use."""
+    RetryPolicy.objects.create(name="bench-at-once", max_attempts=5, first_wait_ms=0, cap_ms=0, jitter="none")
+    RetryPolicy.objects.create(name="bench-once", max_attempts=1)
+
+
+def seen_open(*, name: str, workers: int) -> float:
+    """Return the seconds from the opening of a breaker to the last start of a task that names it."""
+    _enqueue(f"fail-{name}", 400 * workers, "bench.failing", circuit_breaker=name, retry_policy="bench-once")
+    wait_until(lambda: Breaker.objects.filter(breaker_id=name, state="OPEN").exists(), 60, "the breaker to open")
+    tasks = Task.objects.filter(circuit_breaker=name)
+    wait_until(lambda: not tasks.filter(status__in=("queued", "executing")).exists(), 60, "the rest to be parked")
+    row = Breaker.objects.get(breaker_id=name)
+    last = Attempt.objects.filter(task__in=tasks).order_by("-started_at").values_list("started_at", flat=True).first()
+    assert last is not None
+    breakers.open_(name, By("bench"), now=database_now())  # it is not to probe beside the next measurement
+    return max(0.0, (last - row.changed_at).total_seconds())
+
+
+def park(*, count: int, name: str) -> dict[str, float]:
+    """Queue `count` urgent tasks of a breaker, open it, and say how long the clock's parking of them took."""
+    breakers.create(name, {}, By("bench"), now=database_now())
+    _enqueue("parked", min(count, ENQUEUE_AT_ONCE), "noop", circuit_breaker=name, priority=9)
+    _multiply("parked-%", count)
+    breakers.open_(name, By("bench"), now=database_now())
+    began = time.monotonic()
+    while breakers.is_tending_due(now=database_now()):
+        breakers.tend(now=database_now())
+    seconds = time.monotonic() - began
+    parked = Task.objects.filter(status=TaskStatus.BLOCKED).count()
+    if parked != count:
+        raise RuntimeError(f"{parked} of {count} tasks were parked")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    return {"seconds": seconds}
 
 
 # --- slots ---------------------------------------------------------------------------------------------------------
@@ -165,21 +225,28 @@ def fill(*, count: int) -> None:
     chosen = random.Random(count)
     now = database_now() - timedelta(hours=1)
     _enqueue_mixed(min(count, ENQUEUE_AT_ONCE), now, chosen)
-    have = Task.objects.count()
+    _multiply("%", count)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+
+def _multiply(named: str, count: int) -> None:
+    """Add copies of the tasks whose ids are LIKE `named`, until there are `count` of them."""
     columns = [field.column for field in Task._meta.concrete_fields if field.column not in ("id", "task_id", "due_at")]
     names = ", ".join(f'"{column}"' for column in columns)
     with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM scheduling_task WHERE task_id LIKE %s", [named])
+        have = int(cursor.fetchone()[0])
         while have < count:
             # The same rows once more, a little later: through enqueue half a million would take minutes.
             offset = "+ interval '1 millisecond'" if connection.vendor == "postgresql" else ""
             cursor.execute(
                 f"INSERT INTO scheduling_task (task_id, due_at, {names})"
-                f" SELECT task_id || %s, due_at {offset}, {names} FROM scheduling_task ORDER BY id LIMIT %s",
-                [f"-{have}", min(have, count - have)],
+                f" SELECT task_id || %s, due_at {offset}, {names} FROM scheduling_task WHERE task_id LIKE %s"
+                " ORDER BY id LIMIT %s",
+                [f"-{have}", named, min(have, count - have)],
             )
-            have = Task.objects.count()
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE")
+            have += cursor.rowcount
 
 
 def _enqueue_mixed(count: int, now: datetime, chosen: random.Random) -> None:
@@ -264,7 +331,18 @@ def _make_due(pks: Sequence[int], at: datetime) -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (drain, await_completed, add_event_schedules, slots_to_starts, fill, claim, fire_passes)
+    for function in (
+        drain,
+        await_completed,
+        add_event_schedules,
+        add_policies,
+        seen_open,
+        park,
+        slots_to_starts,
+        fill,
+        claim,
+        fire_passes,
+    )
 }
 
 if __name__ == "__main__":
