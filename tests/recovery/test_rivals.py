@@ -13,9 +13,11 @@ from django.db import connection, transaction
 
 from k1node.lib import sql
 from k1node.lib.clock_time import database_now
-from recovery import interventions, supervision
+from recovery import breakers, interventions, supervision
+from recovery.breakers import BreakerRefuses
+from recovery.models import Breaker
 from recovery.records import By
-from scheduling import claims, gates, schedules, settlement
+from scheduling import claims, gates, schedules
 from scheduling.claims import Claim
 from scheduling.models import ACTIVE, FINISHED, Attempt, Gate, MinuteCounter, OverlapPolicy, Schedule, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
@@ -26,12 +28,14 @@ from tests.factories import make_schedule, make_task
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ROUNDS = 60
+BREAKER = "flapping"
 KINDS = [OutcomeKind.COMPLETED] * 4 + [OutcomeKind.FAILED, OutcomeKind.DRAINED, OutcomeKind.CANCELLED, OutcomeKind.LOST]
 
 
 class Rivals:
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
+        self.too_many_permits = 0
         self.policies = supervision.Policies()
         self.policies.get("")
 
@@ -43,7 +47,7 @@ class Rivals:
         def exchange(done: list[tuple[Claim, Outcome]], count: int) -> list[Claim]:
             settlements = [supervision.conclude(*each, self.policies) for each in done]
             now = database_now()
-            settlement.settle(settlements, worker=f"w{seed}", shard=seed, now=now)
+            supervision.settle(settlements, worker=f"w{seed}", shard=seed, now=now)
             return claims.claim(owner=f"w{seed}", now=now, window=9, choose=lambda head: min(count, len(head)))
 
         done: list[tuple[Claim, Outcome]] = []
@@ -77,6 +81,38 @@ class Rivals:
                 schedules.run_now(schedule, "me", now=database_now())
             except RunLeftOut:
                 time.sleep(0.005)
+
+    def tend(self) -> None:
+        """Be the clock of a breaker that opens at every second failure and never rests for long."""
+        for _ in range(ROUNDS * 2):
+            now = database_now()
+            breakers.wake_idle(now=now)
+            breakers.tend(now=now)
+            self.too_many_permits += self._permits_too_many()
+            time.sleep(0.005)
+
+    @staticmethod
+    def _permits_too_many() -> int:
+        with connection.cursor() as cursor:  # one statement, so one moment
+            cursor.execute(
+                "SELECT count(*) FROM recovery_breaker AS b WHERE b.state = 'HALF-OPEN' AND b.permits < b.successes +"
+                " (SELECT count(*) FROM scheduling_task AS t WHERE t.permit = b.generation"
+                " AND t.circuit_breaker = b.breaker_id AND t.status IN ('queued', 'executing'))"
+            )
+            return int(cursor.fetchone()[0])
+
+    def operate(self, seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(ROUNDS // 2):
+            try:
+                chance.choice((breakers.open_, breakers.reset, breakers.probe, breakers.close))(
+                    BREAKER, By("ben"), now=database_now()
+                )
+                time.sleep(0.01)
+                if chance.random() < 0.7:
+                    breakers.reset(BREAKER, By("ben"), now=database_now())
+            except BreakerRefuses:
+                time.sleep(0.01)
 
     def edit(self, schedule: Schedule) -> None:
         for policy in (OverlapPolicy.ALLOW, OverlapPolicy.SKIP, OverlapPolicy.ALLOW, OverlapPolicy.QUEUE_ONE):
@@ -122,8 +158,16 @@ def test_no_count_is_wrong_and_no_task_is_lost_after_a_storm() -> None:
         for policy in (OverlapPolicy.CANCEL_RUNNING, OverlapPolicy.QUEUE_ONE, OverlapPolicy.SKIP)
     ]
     edited = make_schedule(handler="python:noop", overlap_policy=OverlapPolicy.SKIP)
-    for _ in range(40):
-        make_task(handler="python:noop")
+    breakers.create(
+        BREAKER,
+        {"window_size": 4, "min_calls": 2, "failure_percent": 30, "open_ms": 100},
+        By("ben"),
+        now=database_now(),
+    )
+    Breaker.objects.update(open_ms=20, open_cap_ms=100)
+    for number in range(60):
+        make_task(handler="python:noop", circuit_breaker=BREAKER if number % 2 else "")
+    schedules.update(made[0], {"circuit_breaker": BREAKER}, "me", now=database_now())
 
     rivals.all_at_once(
         *(partial(rivals.work, seed) for seed in range(3)),
@@ -131,9 +175,14 @@ def test_no_count_is_wrong_and_no_task_is_lost_after_a_storm() -> None:
         *(partial(rivals.run_again, schedule) for schedule in made),
         partial(rivals.edit, edited),
         *(partial(rivals.intervene, seed) for seed in range(50, 52)),
+        rivals.tend,
+        rivals.tend,
+        partial(rivals.operate, 7),
     )
 
     assert rivals.errors == []
+    assert rivals.too_many_permits == 0
+    breakers.close(BREAKER, By("ben"), now=database_now())
     # Whatever is left is claimed, ended and released until nothing moves any more.
     for task in Task.objects.filter(status=TaskStatus.PAUSED):
         interventions.resume(task, By("ana"), now=database_now())
@@ -147,7 +196,8 @@ def test_no_count_is_wrong_and_no_task_is_lost_after_a_storm() -> None:
                 supervision.conclude(claim, Outcome(OutcomeKind.COMPLETED, now, now, 0), rivals.policies)
                 for claim in held
             ]
-            settlement.settle(done, worker="last", shard=0, now=now)
+            supervision.settle(done, worker="last", shard=0, now=now)
+            breakers.tend(now=now)
     for gate in Gate.objects.all():
         found = Counter(Task.objects.filter(gate=gate).values_list("status", flat=True))
         counted = {name: getattr(gate, name) for name in ("completed", "failed", "skipped", "cancelled")}
