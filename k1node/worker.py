@@ -187,7 +187,7 @@ class Worker:
             try:
                 self.policies.get("")  # read them now if they are due: not inside the write transaction
                 # Once: it takes what output is not stored yet.
-                settlements = settlements or [supervision.conclude(*each, self.policies) for each in done]
+                settlements = settlements or supervision.conclude_all(done, self.policies)
                 now = database_now()
                 if settlements or claim_next:
                     bundle = sql.in_transaction(partial(self._exchange, settlements, claim_next=claim_next, now=now))
@@ -403,7 +403,7 @@ class Heartbeat(threading.Thread):
 
             try:
                 now = database_now()
-                settlements = [supervision.conclude(each, outcome, worker.policies) for each, outcome in done]
+                settlements = supervision.conclude_all(done, worker.policies)
                 sql.in_transaction(work)
             finally:
                 logger.error("A Python handler did not stop; its worker ends", extra={"task": claim.task_id})

@@ -22,6 +22,7 @@ class Policy:
     multiplier: float
     cap: timedelta
     jitter: str  # none, full, equal
+    deadline: timedelta | None = None  # from the start of the first attempt to the last moment a retry may be due
 
 
 def wait_before(attempt: int, policy: Policy, chance: Callable[[], float] = random.random) -> timedelta:
@@ -50,11 +51,13 @@ def decide(
     policy: Policy,
     *,
     first_loss: bool = True,
+    first_started_at: datetime | None = None,
     chance: Callable[[], float] = random.random,
 ) -> Decision:
     """Say what follows from an outcome after `attempt` spent attempts before it.
 
     `first_loss` is whether the task has never been lost before. The due time of a retry counts from the run's end.
+    With `first_started_at` given, the policy's deadline is kept too; see within_deadline.
     """
     match outcome.kind:
         case OutcomeKind.COMPLETED:
@@ -74,7 +77,30 @@ def decide(
         wait = FIRST_LOST_WAIT
     else:
         wait = wait_before(spent + 1, policy, chance)
-    return Decision(Action.RETRY, spent=True, due_at=_later(outcome.finished_at, wait))
+    again = Decision(Action.RETRY, spent=True, due_at=_later(outcome.finished_at, wait))
+    return again if first_started_at is None else within_deadline(again, policy, first_started_at)
+
+
+def within_deadline(decision: Decision, policy: Policy, first_started_at: datetime) -> Decision:
+    """Return `decision`, or the end of the task if its retry would be due past the policy's deadline.
+
+    The deadline is a time on the clock, counted from the start of the first run, a drained one too: waits, pauses and
+    stops of the node use it up. It ends retries alone: a run that has begun may last longer, and a task that goes back
+    unspent (a drain) runs again.
+    """
+    if policy.deadline is None or decision.due_at is None or decision.due_at - first_started_at <= policy.deadline:
+        return decision
+    return Decision(
+        Action.FAIL, spent=decision.spent, note=f"Not tried again: deadline of {_told(policy.deadline)} reached"
+    )
+
+
+def _told(length: timedelta) -> str:
+    seconds = length.total_seconds()
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
 
 
 def _later(moment: datetime, wait: timedelta) -> datetime:

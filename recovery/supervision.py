@@ -5,15 +5,18 @@ For each run: execution gives an Outcome, decisions.decide says what follows, se
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+
+from django.db.models import Min
 
 from recovery import breakers, decisions
 from recovery.decisions import Policy
 from scheduling import claims, gates, settlement
 from scheduling.claims import Claim, Orphan
 from scheduling.models import Attempt, RetryPolicy
-from scheduling.outcomes import EXIT_LOST, Outcome, OutcomeKind
+from scheduling.outcomes import EXIT_LOST, Action, Outcome, OutcomeKind
 from scheduling.settlement import Settlement
 
 POLICIES_FRESH_SECONDS = 5.0
@@ -46,14 +49,48 @@ def as_value(row: RetryPolicy) -> Policy:
         row.multiplier,
         timedelta(milliseconds=row.cap_ms),
         row.jitter,
+        None if row.deadline_ms is None else timedelta(milliseconds=row.deadline_ms),
     )
 
 
-def conclude(claim: Claim, outcome: Outcome, policies: Policies, *, first_loss: bool = True) -> Settlement:
-    """Decide what follows from a run; the result is ready to be settled, more than once if a transaction repeats."""
-    decision = decisions.decide(outcome, claim.attempt, policies.get(claim.retry_policy), first_loss=first_loss)
-    chunks = tuple(outcome.output.take()) if outcome.output is not None and outcome.output.total else ()
-    return Settlement(claim, outcome, decision, chunks)
+def conclude(claim: Claim, outcome: Outcome, policies: Policies) -> Settlement:
+    """Decide what follows from one run; see conclude_all."""
+    return conclude_all([(claim, outcome)], policies)[0]
+
+
+def conclude_all(
+    done: Sequence[tuple[Claim, Outcome]], policies: Policies, *, lost_before: Collection[int] = ()
+) -> list[Settlement]:
+    """Decide what follows from runs; the result is ready to be settled, more than once if a transaction repeats.
+
+    `lost_before` has the tasks that were lost in an earlier attempt.
+    """
+    used = [policies.get(claim.retry_policy) for claim, _ in done]
+    decided = [
+        decisions.decide(outcome, claim.attempt, policy, first_loss=claim.id not in lost_before)
+        for (claim, outcome), policy in zip(done, used, strict=True)
+    ]
+    limited = [
+        claim.id
+        for (claim, _), policy, decision in zip(done, used, decided, strict=True)
+        if policy.deadline is not None and decision.action is Action.RETRY
+    ]
+    # Read before any output is taken: a database that fails here is asked again.
+    started = _first_starts(limited) if limited else {}
+    settlements = []
+    for (claim, outcome), policy, each in zip(done, used, decided, strict=True):
+        decision = decisions.within_deadline(each, policy, started.get(claim.id, outcome.started_at))
+        if decision.note:
+            outcome = replace(outcome, error=f"{decision.note}. {outcome.error}".rstrip())  # noqa: PLW2901
+        chunks = tuple(outcome.output.take()) if outcome.output is not None and outcome.output.total else ()
+        settlements.append(Settlement(claim, outcome, decision, chunks))
+    return settlements
+
+
+def _first_starts(tasks: Sequence[int]) -> dict[int, datetime]:
+    """Return when each task's first stored attempt began; tasks in their first have none."""
+    rows = Attempt.objects.filter(task__in=tasks).order_by().values_list("task_id").annotate(Min("started_at"))
+    return dict(rows)
 
 
 def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: datetime) -> list[Settlement]:
@@ -111,14 +148,10 @@ def _settle_orphans(
     lost_before = set(
         Attempt.objects.filter(task__in=pks, outcome=OutcomeKind.LOST).values_list("task_id", flat=True) if pks else ()
     )
-    settlements = [
-        conclude(
-            orphan.claim,
-            lost(orphan.claim, orphan.started_at or now, now=now, why="Its worker died while it ran"),
-            policies,
-            first_loss=orphan.claim.id not in lost_before,
-        )
+    ends = [
+        (orphan.claim, lost(orphan.claim, orphan.started_at or now, now=now, why="Its worker died while it ran"))
         for orphan in ran
     ]
+    settlements = conclude_all(ends, policies, lost_before=lost_before)
     settle(settlements, worker="rescue", shard=0, now=now)
     claims.give_back([orphan.claim for orphan in orphans if not was_running(orphan)])

@@ -41,6 +41,7 @@ class RetryPolicy(models.Model):
     multiplier = models.FloatField(default=2.0)
     cap_ms = models.PositiveBigIntegerField(default=900_000)
     jitter = models.CharField(max_length=8, choices=Jitter.choices, default=Jitter.FULL)
+    deadline_ms = models.PositiveBigIntegerField(null=True, blank=True)  # from the first start to the last retry
 
     class Meta:
         verbose_name_plural = "retry policies"

@@ -51,8 +51,9 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from an outcome. `due_at` is given for RETRY alone."""
+    """What follows from an outcome. `due_at` is given for RETRY alone; `note` is why a retry was not made."""
 
     action: Action
     spent: bool
     due_at: datetime | None = None
+    note: str = ""

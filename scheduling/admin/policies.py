@@ -28,10 +28,17 @@ class RetryPolicyForm(forms.ModelForm):  # type: ignore[type-arg]
         min_value=1, max_value=MOST_MULTIPLIER, help_text="Each wait is this many times the one before."
     )
     cap_ms = DurationField(label="Longest wait", high=MOST_WAIT_MS, help_text="No wait is longer, before the jitter.")
+    deadline_ms = DurationField(
+        label="Deadline",
+        low=1000,
+        high=MOST_WAIT_MS,
+        required=False,
+        help_text="No retry is due later than this after the first start; empty means no deadline.",
+    )
 
     class Meta:
         model = RetryPolicy
-        fields = ("name", "max_attempts", "first_wait_ms", "multiplier", "cap_ms", "jitter")
+        fields = ("name", "max_attempts", "first_wait_ms", "multiplier", "cap_ms", "jitter", "deadline_ms")
         help_texts = {
             "name": "Schedules and tasks refer to it by this name. Cannot be changed later.",
             "jitter": "full: from nothing to the whole wait. equal: from half to the whole. none: the wait itself.",
@@ -69,11 +76,12 @@ class RetryPolicyAdmin(ConsoleAdmin):
     place = 10
     summary = "How often, and after which waits, failed tasks are tried again"
     form = RetryPolicyForm
-    list_display = ("name", "max_attempts", "waits_between", "longest", "jitter")
+    list_display = ("name", "max_attempts", "waits_between", "longest", "jitter", "deadline")
     show_full_result_count = False
     actions = None
     waits_between = display.column("waits, before the jitter", waits)
     longest = display.duration_column("cap_ms", "longest wait")
+    deadline = display.duration_column("deadline_ms", "deadline")
 
     def get_readonly_fields(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:
         return ("name",) if obj else ()

@@ -1,5 +1,6 @@
 """Decisions: pure, and bounded whatever the figures are."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -106,3 +107,38 @@ def test_a_lost_task_starts_again_soon_the_first_time_and_by_policy_after() -> N
 
     assert first.due_at == NOW + FIRST_LOST_WAIT
     assert second.due_at == NOW + timedelta(seconds=60)
+
+
+@given(
+    policies,
+    st.integers(0, 60),
+    st.sampled_from(OutcomeKind),
+    st.integers(0, 255),
+    st.timedeltas(timedelta(0), timedelta(days=9)),
+)
+def test_no_retry_is_due_past_the_deadline(
+    policy: Policy, attempt: int, kind: OutcomeKind, exit_code: int, used: timedelta
+) -> None:
+    limited = replace(policy, deadline=timedelta(hours=2))
+    started = NOW - used
+
+    free = decide(outcome(kind, exit_code), attempt, policy, first_started_at=started, chance=lambda: 0.5)
+    decision = decide(outcome(kind, exit_code), attempt, limited, first_started_at=started, chance=lambda: 0.5)
+
+    if free.due_at is not None and free.due_at > started + timedelta(hours=2):
+        assert (decision.action, decision.spent, decision.due_at) == (Action.FAIL, True, None)
+        assert "deadline of 2 h reached" in decision.note
+    else:
+        assert decision == free
+
+
+@given(policies, st.integers(0, 60), st.integers(1, 255))
+def test_exit_codes_fall_into_two_classes(policy: Policy, attempt: int, exit_code: int) -> None:
+    decision = decide(outcome(OutcomeKind.FAILED, exit_code), attempt, policy)
+
+    final = exit_code in (64, 78, 126, 127) or attempt + 1 >= policy.max_attempts
+    assert (decision.action is Action.FAIL) == final
+
+
+def test_a_temporary_failure_by_its_own_word_is_tried_again() -> None:
+    assert decide(outcome(OutcomeKind.FAILED, 75), 0, STANDARD).action is Action.RETRY

@@ -6,13 +6,15 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection, transaction
+from pytest_django import DjangoAssertNumQueries
 
 from recovery import supervision
 from scheduling import claims, gates
 from scheduling.claims import Claim
 from scheduling.models import Attempt, RetryPolicy, Task, TaskStatus
+from scheduling.outcomes import Action, Outcome, OutcomeKind
 from tests.databases import Rival, only_postgresql
-from tests.factories import NOW, make_gate, make_task
+from tests.factories import NOW, make_attempt, make_gate, make_task
 
 pytestmark = pytest.mark.django_db
 
@@ -167,3 +169,55 @@ def test_a_rescue_locks_gates_before_tasks(rival: Rival, by: str) -> None:
 
     rivals.result(10)
     assert count == 2
+
+
+def test_the_rescue_keeps_the_deadline_of_the_policy() -> None:
+    RetryPolicy.objects.filter(name="standard").update(deadline_ms=60_000)
+    task = make_task()
+    take()
+    make_attempt(task, fence=0, started_at=NOW - timedelta(hours=1))
+
+    supervision.rescue_expired(supervision.Policies(), now=LATER)
+
+    task.refresh_from_db()
+    assert task.status == TaskStatus.FAILED
+    assert task.last_error == "Not tried again: deadline of 1 min reached. Its worker died while it ran"
+
+
+def test_the_first_starts_of_a_bundle_are_read_at_once_and_only_for_a_deadline(
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    for _ in range(3):
+        make_task()
+    done = [(claim, Outcome(OutcomeKind.FAILED, NOW, LATER, 10, 1)) for claim in take(3)]
+    policies = supervision.Policies()
+    policies.read()
+
+    with django_assert_num_queries(0):
+        supervision.conclude_all(done, policies)
+    RetryPolicy.objects.filter(name="standard").update(deadline_ms=1)
+    policies.read()
+    with django_assert_num_queries(1):
+        settlements = supervision.conclude_all(done, policies)
+
+    assert [each.decision.action for each in settlements] == [Action.FAIL] * 3
+
+
+def test_the_deadline_counts_from_the_first_attempt_that_was_settled() -> None:
+    RetryPolicy.objects.filter(name="standard").update(deadline_ms=7_200_000, jitter="none")
+    make_task()
+    policies, last = supervision.Policies(), NOW + timedelta(hours=2)
+
+    for started, ended in ((NOW, LATER), (last - timedelta(minutes=2), last)):
+        Task.objects.update(status=TaskStatus.QUEUED, due_at=NOW)
+        done = [(claim, Outcome(OutcomeKind.FAILED, started, ended, 10, 1, "No route")) for claim in take()]
+        with transaction.atomic():
+            supervision.settle(supervision.conclude_all(done, policies), worker="w", shard=0, now=ended)
+
+    task = Task.objects.get()
+    assert (task.status, task.attempt) == ("failed", 2)
+    assert task.last_error == "Not tried again: deadline of 2 h reached. No route"
+    assert list(Attempt.objects.order_by("fence").values_list("decision", "error")) == [
+        ("retry", "No route"),
+        ("fail", task.last_error),
+    ]

@@ -707,6 +707,8 @@ def test_policy_is_added_and_its_waits_are_spelled_out(admin_client: Client) -> 
         ({"multiplier": "0.5"}, "multiplier"),
         ({"multiplier": "nan"}, "multiplier"),
         ({"cap_ms": "10 s"}, "cap_ms"),
+        ({"deadline_ms": "10 ms"}, "deadline_ms"),
+        ({"deadline_ms": "31 d"}, "deadline_ms"),
         ({"first_wait_ms": "soon"}, "first_wait_ms"),
         ({"name": "a b"}, "name"),
         ({"name": "standard"}, "name"),
@@ -716,6 +718,15 @@ def test_policy_that_cannot_be_is_refused(admin_client: Client, fields: dict[str
     response = admin_client.post(reverse("admin:scheduling_retrypolicy_add"), policy_form(**fields))
 
     assert list(response.context["adminform"].form.errors) == [field]
+
+
+def test_policy_shows_its_deadline(admin_client: Client) -> None:
+    admin_client.post(reverse("admin:scheduling_retrypolicy_add"), policy_form(deadline_ms="2 h 30 min"))
+
+    page = text_of(admin_client.get(reverse("admin:scheduling_retrypolicy_changelist")))
+
+    assert RetryPolicy.objects.get(pk="gentle").deadline_ms == 9_000_000
+    assert "2 h 30 min" in page
 
 
 def test_policy_cannot_be_deleted(admin_client: Client) -> None:
