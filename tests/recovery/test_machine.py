@@ -225,7 +225,7 @@ def test_recovery_keeps_its_promises_whatever_happens() -> None:
     run_state_machine_as_test(
         Recovery,
         settings=settings(
-            max_examples=30,
+            max_examples=10,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
