@@ -173,8 +173,8 @@ def park(*, count: int, name: str) -> dict[str, float]:
     _multiply("parked-%", count)
     breakers.open_(name, By("bench"), now=database_now())
     began = time.monotonic()
-    while breakers.is_tending_due(now=database_now()):
-        breakers.tend(now=database_now())
+    while breakers.tend(now=database_now()):
+        pass
     seconds = time.monotonic() - began
     parked = Task.objects.filter(status=TaskStatus.BLOCKED).count()
     if parked != count:

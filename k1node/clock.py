@@ -163,8 +163,8 @@ class Clock:
 
     def tend_breakers(self, now: datetime) -> None:
         until = time.monotonic() + DUTY_SECONDS
-        while breakers.is_tending_due(now=now) and time.monotonic() < until:
-            breakers.tend(now=now)
+        while breakers.tend(now=now) and time.monotonic() < until:
+            pass
 
     def wake_breakers(self, now: datetime) -> None:
         breakers.wake_idle(now=now)

@@ -14,7 +14,8 @@ one that comes late moves nothing. Pinned by an operator, it stays open or close
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+
+from django.db.models import TextChoices
 
 OK, FAILED = "s", "f"
 
@@ -23,13 +24,13 @@ RAMP_MOST = 5_000
 RAMP_EVERY = timedelta(seconds=1)
 
 
-class State(StrEnum):
+class State(TextChoices):
     CLOSED = "CLOSED"
     OPEN = "OPEN"
     HALF_OPEN = "HALF-OPEN"
 
 
-class Pin(StrEnum):
+class Pin(TextChoices):
     NONE = ""
     OPEN = "open"
     CLOSED = "closed"

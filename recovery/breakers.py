@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from django.db import connection
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Q, QuerySet
 
 from k1node.events import log
 from k1node.lib import sql
@@ -33,8 +33,8 @@ from recovery.breaker_rules import Call, Circuit, Figures, Pin, State
 from recovery.decisions import FINAL_EXIT_CODES
 from recovery.models import Breaker, Intervention
 from recovery.records import By
-from scheduling import parking, tasks
-from scheduling.models import ACTIVE, Gate, Schedule, Task, TaskStatus
+from scheduling import parking, queries, tasks
+from scheduling.models import Schedule, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
 from scheduling.settlement import Settlement
 
@@ -45,6 +45,7 @@ PARK_AT_ONCE = 1_000
 TEND_MOST = 200  # breakers in one pass of the clock
 COUNT_MOST = 10_000  # tasks are counted so far
 EVENTS = {State.CLOSED: "breaker.closed", State.OPEN: "breaker.opened", State.HALF_OPEN: "breaker.half_open"}
+WAITS = "scheduling_task.status IN ('paused', 'blocked')"
 FIGURES = ("window_size", "min_calls", "failure_percent", "open_ms", "open_cap_ms", "probes")
 
 
@@ -187,7 +188,12 @@ def _why(before: Circuit, to: Circuit) -> str:
 def _make(names: set[str], *, now: datetime) -> list[Breaker]:
     gates = parking.make_doors(names)
     Breaker.objects.bulk_create(
-        [Breaker(breaker_id=name, gate=gates[name], changed_at=now) for name in sorted(names)], ignore_conflicts=True
+        # A deleted one has left its door, and with it the generations that have been.
+        [
+            Breaker(breaker_id=name, gate=gates[name], generation=gates[name].generation, changed_at=now)
+            for name in sorted(names)
+        ],
+        ignore_conflicts=True,
     )
     return list(Breaker.objects.filter(breaker_id__in=names))
 
@@ -195,23 +201,16 @@ def _make(names: set[str], *, now: datetime) -> list[Breaker]:
 # --- the clock --------------------------------------------------------------------------------------------------
 
 
-def is_tending_due(*, now: datetime) -> bool:
-    """Say whether a breaker has something to be done; a plain read."""
-    return Breaker.objects.filter(look_at__lte=now).exists()
-
-
 def tend(*, now: datetime) -> int:
-    """Do once what is due for up to TEND_MOST breakers; return for how many."""
+    """Do once what is due for up to TEND_MOST breakers; return for how many: not for those that a rival has."""
     due = Breaker.objects.filter(look_at__lte=now).order_by("look_at").values_list("pk", flat=True)[:TEND_MOST]
-    for pk in (found := list(due)):
-        sql.in_transaction(partial(_tend, pk, now=now))
-    return len(found)
+    return sum(sql.in_transaction(partial(_tend, pk, now=now)) for pk in list(due))
 
 
-def _tend(pk: int, *, now: datetime) -> None:
+def _tend(pk: int, *, now: datetime) -> bool:
     rows = _locked(Breaker.objects.filter(pk=pk, look_at__lte=now), skip=True)
     if not rows:
-        return  # a rival has it
+        return False  # a rival has it
     row = rows[0]
     before = circuit_of(row)
     to = rules.due(before, probes=row.probes, now=now)
@@ -223,6 +222,7 @@ def _tend(pk: int, *, now: datetime) -> None:
         if to.state is State.HALF_OPEN:
             look_at = _probe(row, to, now=now)
     Breaker.objects.filter(pk=row.pk).update(look_at=look_at, ramp_step=row.ramp_step)
+    return True
 
 
 def _let_go(row: Breaker, *, now: datetime) -> datetime | None:
@@ -257,9 +257,15 @@ def _probe(row: Breaker, circuit: Circuit, *, now: datetime) -> datetime | None:
 
 def wake_idle(*, now: datetime) -> None:
     """Have the clock look at breakers that could probe and at which a task has arrived."""
-    waits = Task.objects.filter(status=TaskStatus.BLOCKED, blocked_on=OuterRef("gate"))
-    idle = Breaker.objects.filter(Exists(waits), state=Breaker.State.HALF_OPEN, look_at=None)
-    if pks := list(idle.values_list("pk", flat=True)[:TEND_MOST]):
+    with connection.cursor() as cursor:
+        # Literals, as their indexes have them: this is asked twice a second.
+        cursor.execute(
+            "SELECT id FROM recovery_breaker WHERE state = 'HALF-OPEN' AND look_at IS NULL AND EXISTS (SELECT 1"
+            " FROM scheduling_task WHERE status = 'blocked' AND blocked_on_id = recovery_breaker.gate_id) LIMIT %s",
+            [TEND_MOST],
+        )
+        pks = [pk for (pk,) in cursor.fetchall()]
+    if pks:
         Breaker.objects.filter(pk__in=pks, look_at=None).update(look_at=now)
 
 
@@ -360,6 +366,10 @@ def facts(row: Breaker) -> dict[str, Any]:
 def create(breaker_id: str, values: Mapping[str, int], by: By, *, now: datetime) -> Breaker:
     """Make a breaker before its first use. Raises BreakerInvalid, or BreakerRefuses when there is one."""
     tasks.check_breaker(breaker_id)
+    if breaker_id == tasks.OWN_BREAKER:
+        raise tasks.BreakerInvalid(
+            "breaker_id", "'default' stands for a breaker of one's own", "Name that: the schedule's id, as a rule"
+        )
 
     def work() -> Breaker:
         if Breaker.objects.filter(breaker_id=breaker_id).exists():
@@ -411,21 +421,20 @@ def delete(breaker_id: str, by: By, *, now: datetime) -> None:
         if parking.is_any_parked(row.gate_id) or _is_in_use(breaker_id):
             raise BreakerRefuses("Tasks that have not ended name it")
         records.record(Action.DELETE, by, _figures(row), {}, breaker_id=breaker_id, now=now)
-        row.delete()
-        Gate.objects.filter(pk=row.gate_id).delete()
+        row.delete()  # its door stays, open: to ask every finished task whether it was parked there takes seconds
 
     sql.in_transaction(work)
 
 
 def _is_in_use(breaker_id: str) -> bool:
     """Say whether a task that waits or runs names the breaker."""
-    # A literal for each state: only so can SQLite prove that a partial index has the live tasks.
+    # One query for each index that has live tasks.
+    states = ("status = 'queued'", "status = 'scheduled'", "status = 'executing'", f"{queries.RARE} AND {WAITS}")
     live = " OR ".join(
-        f"EXISTS (SELECT 1 FROM scheduling_task WHERE status = '{status}' AND circuit_breaker = %s)"
-        for status in ACTIVE
+        f"EXISTS (SELECT 1 FROM scheduling_task WHERE {state} AND circuit_breaker = %s)" for state in states
     )
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {live}", [breaker_id] * len(ACTIVE))
+        cursor.execute(f"SELECT {live}", [breaker_id] * len(states))
         return bool(cursor.fetchone()[0])
 
 

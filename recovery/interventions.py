@@ -16,6 +16,7 @@ from django.db.models import Exists, OuterRef
 from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import FieldInvalid, NotFound
+from recovery import records
 from recovery.models import Intervention
 from recovery.records import By
 from scheduling import gates, handlers, queries, queue, steering, tasks
@@ -116,7 +117,7 @@ def retry(
         if schedule and admission and admission.end_others and admission.gate_id:
             queue.end_earlier_runs(schedule, admission.gate_id, keep=made.task_id, now=now)
             made.refresh_from_db()
-        _record(found, Action.RETRY, by, {"status": found.status}, {"new_task_id": made.task_id}, now=now)
+        records.record(Action.RETRY, by, {"status": found.status}, {"new_task_id": made.task_id}, task=found, now=now)
         return made
 
     return sql.in_transaction(work)
@@ -148,7 +149,7 @@ def _intervene(
             raise NotFound()
         before = _facts(locked.task)
         others = change(locked) or ()
-        intervention = _record(locked.task, action, by, before, _facts(locked.task), now=now)
+        intervention = records.record(action, by, before, _facts(locked.task), task=locked.task, now=now)
         # A run that is to end says so itself, once it has.
         if action in EVENTS and not (
             locked.task.status == TaskStatus.EXECUTING and locked.task.control in (Control.CANCEL, Control.SKIP)
@@ -174,20 +175,6 @@ def _facts(task: Task) -> dict[str, Any]:
     if task.control:
         facts["asked"] = str(task.control)
     return facts
-
-
-def _record(
-    task: Task, action: Intervention.Action, by: By, before: dict[str, Any], after: dict[str, Any], *, now: datetime
-) -> Intervention:
-    return Intervention.objects.create(
-        task=task,
-        action=action,
-        reason=by.reason,
-        performed_by=by.name[:150],
-        before=before,
-        after=after,
-        created_at=now,
-    )
 
 
 def _timeout(parameters: Mapping[str, Any], otherwise: int) -> int:

@@ -3,6 +3,7 @@
 from django.db import models
 from django.db.models import Q
 
+from recovery.breaker_rules import Pin, State
 from scheduling.models import Gate, Task
 
 
@@ -12,16 +13,6 @@ class Breaker(models.Model):
     Written by settlements whose results change its window, by the clock when its time has come (recovery.breakers),
     and by operators. Each change of state is conditional on the generation.
     """
-
-    class State(models.TextChoices):
-        CLOSED = "CLOSED"
-        OPEN = "OPEN"
-        HALF_OPEN = "HALF-OPEN"
-
-    class Pin(models.TextChoices):
-        NONE = ""
-        OPEN = "open"
-        CLOSED = "closed"
 
     breaker_id = models.CharField(max_length=120, unique=True)
     gate = models.OneToOneField(Gate, models.PROTECT, related_name="breaker")  # its door

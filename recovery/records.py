@@ -1,10 +1,11 @@
-"""Who intervenes, and the record of what was done to something else than a task."""
+"""Who intervenes, and the record of what was done."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from recovery.models import Intervention
+from scheduling.models import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,13 @@ def record(
     before: dict[str, Any],
     after: dict[str, Any],
     *,
+    task: Task | None = None,
     breaker_id: str = "",
     now: datetime,
 ) -> Intervention:
-    """Write down an intervention on a breaker, or on everything."""
+    """Write down an intervention on a task, on a breaker, or on everything."""
     return Intervention.objects.create(
+        task=task,
         breaker_id=breaker_id,
         action=action,
         reason=by.reason,

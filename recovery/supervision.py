@@ -80,10 +80,9 @@ def conclude_all(
     settlements = []
     for (claim, outcome), policy, each in zip(done, used, decided, strict=True):
         decision = decisions.within_deadline(each, policy, started.get(claim.id, outcome.started_at))
-        if decision.note:
-            outcome = replace(outcome, error=f"{decision.note}. {outcome.error}".rstrip())  # noqa: PLW2901
+        told = replace(outcome, error=f"{decision.note}. {outcome.error}".rstrip()) if decision.note else outcome
         chunks = tuple(outcome.output.take()) if outcome.output is not None and outcome.output.total else ()
-        settlements.append(Settlement(claim, outcome, decision, chunks))
+        settlements.append(Settlement(claim, told, decision, chunks))
     return settlements
 
 

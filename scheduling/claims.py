@@ -116,12 +116,13 @@ def _past_doors(head: list[Any], doors: dict[str, parking.Door]) -> list[Any]:
     stopped = [row for row in head if row[3] in doors and doors[row[3]].stops(row[4])]
     if not stopped:
         return head
-    closed = parking.closed_doors({row[3] for row in stopped})
+    names = {row[3] for row in stopped}
+    closed = parking.closed_doors(names)
     stopped = [row for row in stopped if row[3] in closed and closed[row[3]].stops(row[4])]
     parking.park([(row[0], row[3]) for row in stopped], of=closed)
     passed_by = {row[0] for row in stopped}
     # One whose door has moved since it was first read is left to the next claim, which sees one moment.
-    moved = {name for name, door in doors.items() if door.closed and closed.get(name) != door}
+    moved = {name for name in names if closed.get(name) != doors[name]}
     return [row for row in head if row[0] not in passed_by and row[3] not in moved]
 
 

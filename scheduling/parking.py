@@ -25,7 +25,7 @@ from scheduling.models import Gate, GateKind
 
 HOLD_KEY = "all"
 # A literal, so that it costs a claim one look into an index.
-NOT_HELD = "NOT EXISTS (SELECT 1 FROM scheduling_gate WHERE kind = 'hold' AND key = 'all' AND closed)"
+NOT_HELD = f"NOT EXISTS (SELECT 1 FROM scheduling_gate WHERE kind = 'hold' AND key = '{HOLD_KEY}' AND closed)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,6 @@ def set_hold(*, closed: bool) -> None:
     """Close or open the door before all tasks."""
     Gate.objects.update_or_create(kind=GateKind.HOLD, key=HOLD_KEY, defaults={"closed": closed})
     wake.tell()
-
-
-def is_held() -> bool:
-    return Gate.objects.filter(kind=GateKind.HOLD, key=HOLD_KEY, closed=True).exists()
 
 
 def park(stopped: Collection[tuple[int, str]], *, of: dict[str, Door]) -> None:

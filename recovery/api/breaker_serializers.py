@@ -66,7 +66,7 @@ class BreakerOutput(serializers.Serializer[Breaker]):
     """As the status has it. `remaining` and `waiting`, by primary key, come with the context."""
 
     breaker_id = serializers.CharField()
-    state = serializers.ChoiceField(Breaker.State.choices)
+    state = serializers.ChoiceField(rules.State.choices)
     failure_rate = serializers.SerializerMethodField(help_text="Of the calls in the window, 0 to 1")
     failure_count = serializers.SerializerMethodField()
     success_count = serializers.SerializerMethodField()

@@ -186,7 +186,7 @@ def test_bad_settings_are_refused_by_name(client: APIClient, body: dict[str, Any
     assert [detail["field"] for detail in response.json()["error"]["details"]] == [field]
 
 
-@pytest.mark.parametrize("name", ["status", "a b", "-a", "x" * 121])
+@pytest.mark.parametrize("name", ["status", "default", "a b", "-a", "x" * 121])
 def test_a_name_that_cannot_be_is_refused(client: APIClient, name: str) -> None:
     response = client.post("/api/v2/circuit-breaker", {"breaker_id": name}, format="json")
 

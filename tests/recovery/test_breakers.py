@@ -17,10 +17,10 @@ from recovery.models import Breaker, Intervention
 from recovery.records import By
 from scheduling import claims, gates, parking, queue
 from scheduling.claims import Claim
-from scheduling.models import Gate, GateKind, Task, TaskStatus
+from scheduling.models import GateKind, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
 from scheduling.queue import NewTask
-from tests.databases import Rival, only_postgresql
+from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, make_gate, make_schedule, make_task
 
 pytestmark = pytest.mark.django_db
@@ -558,17 +558,50 @@ def test_a_breaker_in_use_is_not_deleted(prepare: Callable[[], object], reason: 
         breakers.delete(NAME, ANA, now=NOW)
 
 
-def test_a_breaker_that_nothing_uses_is_forgotten_with_its_door() -> None:
+def test_a_breaker_that_nothing_uses_is_forgotten_and_goes_on_where_its_door_stands() -> None:
     make_task(circuit_breaker=NAME)
     settle(take())
+    breakers.reset(NAME, ANA, now=NOW)
 
     breakers.delete(NAME, ANA, now=NOW)
 
     assert not Breaker.objects.exists()
-    assert not Gate.objects.filter(kind=GateKind.BREAKER).exists()
     make_task(circuit_breaker=NAME)
     settle(take())
-    assert row().window == "s"
+    assert (row().window, row().generation, row().gate.generation) == ("s", 1, 1)
+
+
+@only_sqlite  # PostgreSQL chooses by statistics
+def test_whether_it_is_in_use_is_asked_of_live_tasks_alone() -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def note(execute: Any, statement: str, values: Any, *rest: Any) -> Any:
+        asked.append((statement, values))
+        return execute(statement, values, *rest)
+
+    with connection.execute_wrapper(note):
+        assert not breakers._is_in_use(NAME)
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {asked[0][0]}", asked[0][1])
+        steps = [step[3] for step in cursor.fetchall()]
+
+    assert "SCAN scheduling_task" not in steps
+    assert not [step for step in steps if "scheduling_task" in step and "INDEX task_" not in step]
+
+
+def test_a_probe_is_not_passed_over_for_what_another_breaker_stops() -> None:
+    tasks = waiting_behind_an_open_one(1)
+    later = NOW + MINUTE
+    tend(later)
+    breakers.create("other", {}, ANA, now=NOW)
+    breakers.open_("other", ANA, now=NOW)
+    stopped = make_task(circuit_breaker="other", priority=9)
+    make_task(priority=1)
+
+    held = take(now=later)
+
+    assert tasks[0].pk in {claim.id for claim in held}
+    assert states(pk=stopped.pk) == ["blocked"]
 
 
 def test_a_task_behind_an_open_door_is_found_and_let_through() -> None:
@@ -586,7 +619,7 @@ def test_the_clocks_look_costs_the_same_however_many_rest() -> None:
         breakers.create(f"b-{number}", {}, ANA, now=NOW)
 
     with CaptureQueriesContext(connection) as captured:
-        assert not breakers.is_tending_due(now=NOW)
+        assert not breakers.tend(now=NOW)
         breakers.wake_idle(now=NOW)
 
     assert len(captured) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from k1node.events.models import Event
 from k1node.lib.errors import FieldInvalid, InvalidRequest, NotFound
-from recovery import interventions, supervision
+from recovery import interventions, records, supervision
 from recovery.models import Intervention
 from recovery.records import By
 from scheduling import claims, settlement
@@ -319,7 +319,7 @@ def test_a_run_of_a_deleted_schedule_is_retried_without_it() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_of_two_at_the_same_moment_one_retries(rival: Rival, monkeypatch: pytest.MonkeyPatch) -> None:
     task = failed(task_id="job")
-    record = interventions._record
+    record = records.record
     others: list[Future[Task]] = []
 
     def overtaken(*args: Any, **kwargs: Any) -> Intervention:
@@ -327,7 +327,7 @@ def test_of_two_at_the_same_moment_one_retries(rival: Rival, monkeypatch: pytest
             others.append(rival.start(interventions.retry, task, By("ben"), now=LATER))
         return record(*args, **kwargs)
 
-    monkeypatch.setattr(interventions, "_record", overtaken)
+    monkeypatch.setattr(records, "record", overtaken)
 
     made = interventions.retry(task, ANA, now=LATER)
 
