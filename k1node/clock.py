@@ -21,18 +21,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 
-from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
+from k1node import tidying
 from k1node.broker import board as open_board
 from k1node.lib import sql
 from k1node.lib.board import GONE, Board
 from k1node.lib.clock_time import database_now
 from k1node.lib.node_id import node_id
-from recovery import breakers, holds, interventions, supervision
+from recovery import breakers, holds, supervision
 from scheduling import claims, gates, nodes, retention, slots
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Clock:
         self.board = board or open_board()
         self.policies = supervision.Policies()
         self.started_at = datetime.now(UTC)
-        self._sweep_after = 0
+        self._sweep_after = self._prune_after = 0
         self._seen_since = self._seen_at = _suspend_aware()
         self._failed = False  # in the last tick
         self.duties = [
@@ -176,13 +176,9 @@ class Clock:
 
     def tidy(self, now: datetime) -> None:
         retention.fold_counters(now=now)
-        gone = retention.prune(
-            now=now,
-            keep_tasks=timedelta(days=settings.K1NODE_KEEP_TASK_DAYS),
-            keep_events=timedelta(days=settings.K1NODE_KEEP_EVENT_DAYS),
-        )
-        gone += interventions.prune(now - timedelta(days=settings.K1NODE_KEEP_TASK_DAYS))
-        if gone >= retention.BATCH:
+        pruned = tidying.prune(now=now, after=self._prune_after)
+        self._prune_after = pruned.after
+        if pruned.rows >= retention.BATCH or pruned.after:
             # A busy node makes in a minute far more than one call may delete.
             self._tidying.due = time.monotonic() + 1
 

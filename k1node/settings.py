@@ -48,6 +48,7 @@ K1NODE_HANDLER_MODULES = env_list("K1NODE_HANDLER_MODULES")  # Python modules th
 
 # --- retention, in days -----------------------------------------------------------------------------------------
 K1NODE_KEEP_TASK_DAYS = env_int("K1NODE_KEEP_TASK_DAYS", 30, low=1)  # tasks, attempts, output, slots
+K1NODE_KEEP_DEAD_LETTER_DAYS = env_int("K1NODE_KEEP_DEAD_LETTER_DAYS", 90, low=1)  # archived and resubmitted ones
 K1NODE_KEEP_EVENT_DAYS = env_int("K1NODE_KEEP_EVENT_DAYS", 7, low=1)
 
 # --- the application --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from k1node.lib.admin_base import RECORDS
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import K1NodeError
-from recovery import breaker_admin, explain, interventions  # noqa: F401  (registers its pages)
+from recovery import breaker_admin, dead_letter_admin, explain, interventions  # noqa: F401  (register their pages)
 from recovery.models import Intervention
 from recovery.records import By
 from scheduling import steering, tasks

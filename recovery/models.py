@@ -1,10 +1,10 @@
-"""The rows of recovery: circuit breakers, holds, and what operators did."""
+"""The rows of recovery: circuit breakers, holds, dead letters, and what operators did."""
 
 from django.db import models
 from django.db.models import Q
 
 from recovery.breaker_rules import Pin, State
-from scheduling.models import Gate, Task
+from scheduling.models import Gate, Schedule, Task
 
 
 class Breaker(models.Model):
@@ -72,6 +72,71 @@ class Hold(models.Model):
         return f"held since {self.since:%Y-%m-%d %H:%M}"
 
 
+class DeadLetter(models.Model):
+    """A task that will not be tried again by itself, kept until an operator has looked.
+
+    Written by the settlement that fails the task, or by hand (recovery.dead_letters); at most one for a task. The task
+    with its attempts and output stays as long as its dead letter does.
+    """
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        ARCHIVED = "archived"  # nothing is to be done
+        RESUBMITTED = "resubmitted"  # a new task does it again
+
+    dlq_id = models.CharField(max_length=240, unique=True)
+    task = models.OneToOneField(Task, models.DO_NOTHING, db_constraint=False, related_name="dead_letter")
+    status = models.CharField(max_length=11, choices=Status.choices, default=Status.PENDING)
+    failed_at = models.DateTimeField()
+    error_code = models.IntegerField()
+    error_message = models.TextField(blank=True)
+    fingerprint = models.CharField(max_length=16)
+    # As the task has them, so that filters need no join.
+    handler = models.CharField(max_length=500)
+    schedule = models.ForeignKey(
+        Schedule, models.DO_NOTHING, null=True, blank=True, db_constraint=False, db_index=False, related_name="+"
+    )
+    circuit_breaker = models.CharField(max_length=120, blank=True)
+    created_by = models.CharField(max_length=150, blank=True)  # of one made by hand
+    previous_dlq_id = models.CharField(max_length=240, blank=True)  # the entry whose resubmission has failed here
+    # How it ended: when, by whom and why, and what was changed in the new task.
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    resolved_by = models.CharField(max_length=150, blank=True)
+    reason = models.CharField(max_length=500, blank=True)
+    new_task = models.ForeignKey(
+        Task, models.DO_NOTHING, null=True, blank=True, db_constraint=False, db_index=False, related_name="+"
+    )
+    new_task_name = models.CharField(max_length=200, blank=True)  # its task_id, which outlives it
+    changes = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(status="pending") | Q(resolved_at__isnull=False), name="letter_resolved"
+            ),
+        )
+        indexes = (
+            # for lists by state, groups, and the set of a redrive
+            models.Index(fields=("status", "-id"), name="letter_status"),
+            models.Index(fields=("fingerprint", "status", "-id"), name="letter_fingerprint"),
+            models.Index(fields=("handler", "status", "-id"), name="letter_handler"),
+            models.Index(
+                fields=("schedule", "status", "-id"), condition=Q(schedule__isnull=False), name="letter_schedule"
+            ),
+            models.Index(
+                fields=("circuit_breaker", "status", "-id"), condition=Q(circuit_breaker__gt=""), name="letter_breaker"
+            ),
+            models.Index(fields=("failed_at",), name="letter_failed"),
+            # for the settlement of a resubmission that fails again
+            models.Index(fields=("new_task",), condition=Q(new_task__isnull=False), name="letter_new_task"),
+            # for the pruner
+            models.Index(fields=("resolved_at",), condition=Q(resolved_at__isnull=False), name="letter_age"),
+        )
+
+    def __str__(self) -> str:
+        return self.dlq_id
+
+
 class Intervention(models.Model):
     """One thing a person did: who, when, why, and what it changed; written with the change, never edited."""
 
@@ -90,6 +155,9 @@ class Intervention(models.Model):
         DELETE = "delete"
         HOLD = "hold"
         RELEASE = "release"
+        RESUBMIT = "resubmit"  # from here on, of a dead letter
+        ARCHIVE = "archive"
+        UNARCHIVE = "unarchive"
 
     # No constraint: tasks are pruned in bulk, and their interventions after them.
     task = models.ForeignKey(

@@ -1,5 +1,6 @@
 """Who intervenes, and the record of what was done."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,35 @@ class By:
     def said(self) -> str:
         """Return `ana: the disk is full`, or the name alone."""
         return f"{self.name}: {self.reason}" if self.reason else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One of many interventions at once."""
+
+    action: Intervention.Action
+    before: dict[str, Any]
+    after: dict[str, Any]
+    task_id: int
+
+
+def record_many(done: Sequence[Done], by: By, *, now: datetime) -> None:
+    """Write down what one person did to many tasks."""
+    Intervention.objects.bulk_create(
+        [
+            Intervention(
+                task_id=each.task_id,
+                action=each.action,
+                reason=by.reason,
+                performed_by=by.name[:150],
+                before=each.before,
+                after=each.after,
+                created_at=now,
+            )
+            for each in done
+        ],
+        batch_size=500,
+    )
 
 
 def record(

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import Min
 
-from recovery import breakers, decisions
+from recovery import breakers, dead_letters, decisions
 from recovery.decisions import Policy
 from scheduling import claims, gates, settlement
 from scheduling.claims import Claim, Orphan
@@ -98,7 +98,9 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
     Everything that ends a run comes through here: workers, the rescue, a handler that does not stop.
     """
     breakers.record(settlements, now=now)
-    return settlement.settle(settlements, worker=worker, shard=shard, now=now)
+    settled = settlement.settle(settlements, worker=worker, shard=shard, now=now)
+    dead_letters.add(settled, now=now)
+    return settled
 
 
 def lost(claim: Claim, started_at: datetime, *, now: datetime, why: str) -> Outcome:

@@ -96,6 +96,18 @@ def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
         raise TaskIdTaken(sorted(taken[:50])) from None
 
 
+def add_failed(new: NewTask, *, exit_code: int, error: str, now: datetime) -> Task:
+    """Insert a task that has failed elsewhere and never runs; raise TaskIdTaken if its id exists already."""
+    row = _row(new, None, now)
+    row.status, row.finished_at, row.exit_code, row.last_error = TaskStatus.FAILED, now, exit_code, error
+    try:
+        with transaction.atomic():
+            row.save(force_insert=True)
+    except IntegrityError:
+        raise TaskIdTaken([new.task_id]) from None
+    return row
+
+
 def _row(new: NewTask, door: parking.Door | None, now: datetime) -> Task:
     """Return the row of a new task; `door` is the closed one of its breaker, which parks what is due."""
     status = _first_status(new, now)

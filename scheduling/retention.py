@@ -1,7 +1,8 @@
 """Keeping the tables small: old counters are folded together, old rows deleted, a few hundred at a time."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from scheduling.models import FINISHED, Attempt, MinuteCounter, OutputChunk, Slo
 from scheduling.settlement import COUNTED
 
 BATCH = 500
+MOST_LOOKS = 20  # at batches of tasks in one call
 MOST_BATCHES = 4  # of each kind in one call, which is a fraction of a second; the next call goes on
 FOLD_AFTER = timedelta(minutes=10)  # the rows of all workers become one
 LOOK_BACK = timedelta(days=8)  # older minutes are folded into the epoch's
@@ -20,35 +22,60 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FOLDED = ""  # the worker of a folded row
 
 
-def prune(*, now: datetime, keep_tasks: timedelta, keep_events: timedelta) -> int:
-    """Delete what is older than it is kept for; return how many rows of tasks, slots and events went."""
-    tasks = _prune_tasks(now - keep_tasks)
+# Which of these tasks are to be kept, however old they are.
+Spared = Callable[[Sequence[int]], Collection[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many rows went, and after which task the next call looks on (0: from the beginning)."""
+
+    rows: int
+    after: int
+
+
+def prune(
+    *,
+    now: datetime,
+    keep_tasks: timedelta,
+    keep_events: timedelta,
+    after: int = 0,
+    spared: Spared = lambda pks: (),
+) -> Pruned:
+    """Delete tasks, slots and events that are older than they are kept for."""
+    tasks, after = _prune_tasks(now - keep_tasks, after, spared)
     slots = _in_batches(Slot.objects.filter(recorded_at__lt=now - keep_tasks).order_by("recorded_at"), _delete_slots)
     events = _prune_events(now - keep_events)
-    return tasks + slots + events
+    return Pruned(tasks + slots + events, after)
 
 
-def _prune_tasks(before: datetime) -> int:
-    """Delete tasks that ended before `before`, from the beginning of the table to the first stretch made after it.
+def _prune_tasks(before: datetime, last: int, spared: Spared) -> tuple[int, int]:
+    """Delete tasks that ended before `before`, up to the first stretch made after it; return how many, and where on.
 
-    Ids rise with time, so nobody has to keep an index of ends for this, and no call reads what is young.
+    Ids rise with time, so nobody has to keep an index of ends for this, and no call reads what is young. What is kept
+    at the beginning of the table is not read by every call: the next goes on where this one stopped.
     """
-    gone = last = 0
-    while gone < BATCH * MOST_BATCHES:
+    gone = 0
+    for _ in range(MOST_LOOKS):
         rows = list(
             Task.objects.filter(pk__gt=last)
             .order_by("pk")
             .values_list("pk", "status", "finished_at", "created_at")[:BATCH]
         )
         old = [pk for pk, status, ended, _ in rows if status in FINISHED and ended is not None and ended < before]
+        goes_on = bool(old) or any(created < before for *_, created in rows)
+        if old and (kept := spared(old)):
+            old = [pk for pk in old if pk not in kept]
         if old:
             with transaction.atomic():
                 _delete_tasks(old)
         gone += len(old)
-        if len(rows) < BATCH or not (old or any(created < before for *_, created in rows)):
-            break
+        if len(rows) < BATCH or not goes_on:
+            return gone, 0
         last = rows[-1][0]
-    return gone
+        if gone >= BATCH * MOST_BATCHES:
+            break
+    return gone, last
 
 
 def _prune_events(before: datetime) -> int:

@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
+from recovery.fingerprints import fingerprint
+from recovery.models import DeadLetter
 from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
 from scheduling.outcomes import OutcomeKind
 
@@ -70,3 +72,23 @@ def make_attempt(task: Task | None = None, **fields: Any) -> Attempt:
         "duration_ms": 1000,
     }
     return Attempt.objects.create(**defaults | fields)
+
+
+def make_dead_letter(task: Task | None = None, **fields: Any) -> DeadLetter:
+    """Return the pending entry of a task that failed with exit code 3."""
+    task = task or make_task(status=TaskStatus.FAILED, attempt=5, exit_code=3)
+    defaults: dict[str, Any] = {
+        "dlq_id": f"dlq-{task.task_id}-1772600767890",
+        "task": task,
+        "failed_at": NOW,
+        "error_code": 3,
+        "error_message": "disk full",
+        "handler": task.handler,
+        "schedule": task.schedule,
+        "circuit_breaker": task.circuit_breaker,
+    }
+    if fields.get("status", DeadLetter.Status.PENDING) != DeadLetter.Status.PENDING:
+        defaults |= {"resolved_at": NOW, "resolved_by": "ana"}
+    values = defaults | fields
+    values.setdefault("fingerprint", fingerprint(values["error_code"], values["error_message"]))
+    return DeadLetter.objects.create(**values)

@@ -21,7 +21,7 @@ from k1node.access.models import ApiKey
 from k1node.events import log
 from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
-from recovery.models import Breaker, Hold, Intervention
+from recovery.models import Breaker, DeadLetter, Hold, Intervention
 from scheduling.models import (
     Attempt,
     Gate,
@@ -36,7 +36,7 @@ from scheduling.models import (
     Task,
     TaskStatus,
 )
-from tests.factories import NOW, make_attempt, make_gate, make_schedule, make_task
+from tests.factories import NOW, make_attempt, make_dead_letter, make_gate, make_schedule, make_task
 
 HOSTILE = "<script>alert(1)</script>"
 SHOWN_HOSTILE = "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -88,6 +88,7 @@ def rows() -> dict[type[models.Model], models.Model]:
         Breaker: Breaker.objects.create(
             breaker_id=HOSTILE, gate=make_gate(kind=GateKind.BREAKER), changed_at=NOW, pinned_by=HOSTILE
         ),
+        DeadLetter: make_dead_letter(task, error_message=HOSTILE, created_by=HOSTILE),
         Hold: Hold.objects.create(reason=HOSTILE, created_by=HOSTILE, since=NOW),
         RetryPolicy: RetryPolicy.objects.get(pk="standard"),
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
@@ -144,7 +145,7 @@ def test_overview_names_the_console_and_leaves_out_what_is_read_elsewhere(admin_
 
     assert "<title>Overview | K1.Node</title>" in page
     names = re.findall(r'<li>\s*<a href="/admin/\w+/\w+/">([^<]+)</a>\s*<span', page)
-    assert names[:4] == ["Schedules", "Tasks", "Breakers", "Nodes"]
+    assert names[:4] == ["Schedules", "Tasks", "Breakers", "Dead letters"]
     assert not {"Groups", "Output chunks", "Schedule tallys", "Queued tasks"} & set(names)
 
 

@@ -319,15 +319,15 @@ def test_a_run_of_a_deleted_schedule_is_retried_without_it() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_of_two_at_the_same_moment_one_retries(rival: Rival, monkeypatch: pytest.MonkeyPatch) -> None:
     task = failed(task_id="job")
-    record = records.record
+    record = records.record_many
     others: list[Future[Task]] = []
 
-    def overtaken(*args: Any, **kwargs: Any) -> Intervention:
+    def overtaken(*args: Any, **kwargs: Any) -> None:
         if not others:
             others.append(rival.start(interventions.retry, task, By("ben"), now=LATER))
-        return record(*args, **kwargs)
+        record(*args, **kwargs)
 
-    monkeypatch.setattr(records, "record", overtaken)
+    monkeypatch.setattr(records, "record_many", overtaken)
 
     made = interventions.retry(task, ANA, now=LATER)
 

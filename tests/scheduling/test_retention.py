@@ -22,7 +22,7 @@ OLD = NOW - timedelta(days=31)
 
 
 def prune() -> int:
-    return retention.prune(now=NOW, keep_tasks=MONTH, keep_events=WEEK)
+    return retention.prune(now=NOW, keep_tasks=MONTH, keep_events=WEEK).rows
 
 
 def test_old_finished_tasks_go_with_their_attempts_and_output() -> None:
@@ -98,7 +98,7 @@ def test_pruning_looks_at_no_more_than_the_beginning_of_the_table(monkeypatch: p
         make_task(status=TaskStatus.COMPLETED, created_at=NOW)
 
     with CaptureQueriesContext(connection) as captured:
-        retention._prune_tasks(NOW - MONTH)
+        retention._prune_tasks(NOW - MONTH, 0, lambda pks: ())
 
     assert len(captured) == 1
     assert "LIMIT 2" in captured[0]["sql"]
@@ -112,6 +112,26 @@ def test_old_tasks_behind_many_that_are_not_finished_go_too(monkeypatch: pytest.
     make_task(status=TaskStatus.COMPLETED, created_at=OLD, finished_at=OLD)
 
     assert prune() == 1
+
+
+def test_what_is_spared_stays_and_is_not_read_again_by_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    monkeypatch.setattr(retention, "MOST_LOOKS", 2)
+    for _ in range(6):
+        make_task(status=TaskStatus.FAILED, created_at=OLD, finished_at=OLD)
+    kept = set(Task.objects.order_by("pk").values_list("pk", flat=True)[:5])
+
+    calls = []
+    after = 0
+    for _ in range(3):
+        pruned = retention.prune(
+            now=NOW, keep_tasks=MONTH, keep_events=WEEK, after=after, spared=lambda pks: kept & set(pks)
+        )
+        after = pruned.after
+        calls.append((pruned.rows, pruned.after > 0))
+
+    assert calls == [(0, True), (1, False), (0, True)]
+    assert set(Task.objects.values_list("pk", flat=True)) == kept
 
 
 def test_a_task_from_a_clock_that_was_ahead_does_not_stop_the_pruning(monkeypatch: pytest.MonkeyPatch) -> None:

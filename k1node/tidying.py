@@ -1,0 +1,25 @@
+"""What is deleted when it is old, over all apps: by the clock in small pieces, and by `manage.py prune` to the end."""
+
+from datetime import datetime, timedelta
+
+from django.conf import settings
+
+from recovery import dead_letters, interventions
+from scheduling import retention
+from scheduling.retention import Pruned
+
+
+def prune(*, now: datetime, after: int = 0) -> Pruned:
+    """Delete a bounded number of old rows; `after` is where the call before has stopped."""
+    keep_tasks = timedelta(days=settings.K1NODE_KEEP_TASK_DAYS)
+    # Dead letters first: their tasks stay as long as they do.
+    gone = dead_letters.prune(now - timedelta(days=settings.K1NODE_KEEP_DEAD_LETTER_DAYS))
+    pruned = retention.prune(
+        now=now,
+        keep_tasks=keep_tasks,
+        keep_events=timedelta(days=settings.K1NODE_KEEP_EVENT_DAYS),
+        after=after,
+        spared=dead_letters.with_entries,
+    )
+    gone += pruned.rows + interventions.prune(now - keep_tasks)
+    return Pruned(gone, pruned.after)
