@@ -19,6 +19,7 @@ from django.db.models import TextChoices
 
 OK, FAILED = "s", "f"
 
+OPENINGS_MOST = 1_000  # are counted: the wait has long stopped growing by then
 RAMP_FIRST = 10  # tasks let through in the first second after it has closed; twice as many in each second after
 RAMP_MOST = 5_000
 RAMP_EVERY = timedelta(seconds=1)
@@ -163,7 +164,7 @@ def _opened(circuit: Circuit, figures: Figures, *, now: datetime) -> Circuit:
         circuit.generation + 1,
         circuit.window,
         open_until=now + wait_when_open(circuit, figures),
-        openings=circuit.openings + 1,
+        openings=min(circuit.openings + 1, OPENINGS_MOST),
     )
 
 

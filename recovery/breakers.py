@@ -34,7 +34,7 @@ from recovery.decisions import FINAL_EXIT_CODES
 from recovery.models import Breaker, Intervention
 from recovery.records import By
 from scheduling import parking, queries, tasks
-from scheduling.models import Schedule, Task, TaskStatus
+from scheduling.models import Schedule, Task
 from scheduling.outcomes import Outcome, OutcomeKind
 from scheduling.settlement import Settlement
 
@@ -228,7 +228,7 @@ def _tend(pk: int, *, now: datetime) -> bool:
 def _let_go(row: Breaker, *, now: datetime) -> datetime | None:
     """Let the next of the tasks that waited go; return when to look again."""
     count = rules.ramp(row.ramp_step)
-    if parking.let_through(row.gate_id, count=count, now=now) < count and not parking.is_any_parked(row.gate_id):
+    if len(parking.let_through(row.gate_id, count=count)) < count and not parking.is_any_parked(row.gate_id):
         row.ramp_step = 0
         return row.pinned_until
     row.ramp_step += 1
@@ -244,9 +244,11 @@ def _park(row: Breaker, circuit: Circuit, *, now: datetime) -> datetime | None:
 
 def _probe(row: Breaker, circuit: Circuit, *, now: datetime) -> datetime | None:
     """Give the permits that are left to waiting tasks, or close when all there was to try has succeeded."""
+    # A permit that nobody has claimed yet is given anew: something more urgent may have come.
+    parking.take_back(row.breaker_id, door_of(row))
     out = parking.permits_out(row.breaker_id, circuit.generation)
     free = circuit.permits - circuit.successes - out
-    given = parking.let_through(row.gate_id, count=free, permit=circuit.generation, now=now)
+    given = parking.let_through(row.gate_id, count=free, permit=circuit.generation)
     if out or given:
         return now + LOOK_EVERY
     if circuit.successes and not parking.is_any_parked(row.gate_id):
@@ -256,7 +258,7 @@ def _probe(row: Breaker, circuit: Circuit, *, now: datetime) -> datetime | None:
 
 
 def wake_idle(*, now: datetime) -> None:
-    """Have the clock look at breakers that could probe and at which a task has arrived."""
+    """Have the clock look at breakers at which a task has arrived: that could probe, or that must be parked."""
     with connection.cursor() as cursor:
         # Literals, as their indexes have them: this is asked twice a second.
         cursor.execute(
@@ -267,6 +269,9 @@ def wake_idle(*, now: datetime) -> None:
         pks = [pk for (pk,) in cursor.fetchall()]
     if pks:
         Breaker.objects.filter(pk__in=pks, look_at=None).update(look_at=now)
+    if gates := parking.neglected(most=TEND_MOST):
+        # Left to the claims they would be parked a few at a time, and what is behind them would wait.
+        Breaker.objects.filter(gate__in=gates).update(look_at=now)
 
 
 def wake_forgotten(*, now: datetime) -> None:
@@ -309,20 +314,15 @@ def probe(breaker_id: str, by: By, *, now: datetime) -> tuple[Breaker, str]:
             raise BreakerRefuses("It is closed: every task goes through")
         if circuit.state is State.HALF_OPEN:
             raise BreakerRefuses("It is half-open and probes by itself")
-        first = Task.objects.filter(status=TaskStatus.BLOCKED, blocked_on=row.gate_id).order_by(
-            "-priority", "due_at", "pk"
-        )
-        task_id = first.values_list("task_id", flat=True).first()
-        if task_id is None:
-            raise BreakerRefuses("No task waits behind it that could try")
-        chosen.append(task_id)
         return rules.probing_one(circuit)
 
     def after(row: Breaker) -> None:
-        parking.let_through(row.gate_id, count=1, permit=row.generation, now=now)
+        chosen[:] = parking.let_through(row.gate_id, count=1, permit=row.generation)
+        if not chosen:
+            raise BreakerRefuses("No task waits behind it that could try")
 
     row = _operate(breaker_id, Action.PROBE, by, change, f"A probe was asked for by {by.name}", after=after, now=now)
-    return row, chosen[-1]
+    return row, chosen[0]
 
 
 def _operate(
@@ -365,7 +365,11 @@ def facts(row: Breaker) -> dict[str, Any]:
 
 def create(breaker_id: str, values: Mapping[str, int], by: By, *, now: datetime) -> Breaker:
     """Make a breaker before its first use. Raises BreakerInvalid, or BreakerRefuses when there is one."""
-    tasks.check_breaker(breaker_id)
+    try:
+        tasks.check_breaker(breaker_id)
+    except tasks.BreakerInvalid as error:
+        detail = error.details[0]
+        raise tasks.BreakerInvalid("breaker_id", detail.message, detail.suggestion) from None
     if breaker_id == tasks.OWN_BREAKER:
         raise tasks.BreakerInvalid(
             "breaker_id", "'default' stands for a breaker of one's own", "Name that: the schedule's id, as a rule"
@@ -388,6 +392,8 @@ def configure(breaker_id: str, values: Mapping[str, int], by: By, *, now: dateti
     def work() -> Breaker:
         row = _found(breaker_id)
         before = _figures(row)
+        if all(before[name] == value for name, value in values.items()):
+            return row
         _set(row, values)
         records.record(Action.CONFIGURE, by, before, _figures(row), breaker_id=breaker_id, now=now)
         return row

@@ -39,7 +39,7 @@ CLAIM = (
     " control = CASE WHEN control IN ('cancel', 'skip') THEN control ELSE '' END,"
     " control_reason = CASE WHEN control IN ('cancel', 'skip') THEN control_reason ELSE '' END,"
     " started_at = CASE WHEN id = %s THEN {moment} ELSE NULL END"
-    " WHERE status = 'queued' AND id {among}"
+    f" WHERE status = 'queued' AND id {{among}} AND {parking.NOT_HELD}"  # held since the peek, perhaps
     " RETURNING id, task_id, handler, parameters, fence, attempt, timeout_ms, retry_policy, schedule_id, gate_id,"
     " circuit_breaker, solo, due_at, control"
 )

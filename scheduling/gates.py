@@ -26,6 +26,7 @@ from django.db import connection
 from django.db.models import QuerySet
 
 from k1node.lib import sql, wake
+from scheduling import parking
 from scheduling.models import ACTIVE, FailureRule, Gate, GateKind, OverlapPolicy, Schedule, Task, TaskStatus
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ def overlap_gates(schedules: Sequence[Schedule], *, adopt: bool = False) -> dict
     guarded = {str(schedule.pk): schedule for schedule in schedules if schedule.overlap_policy != OverlapPolicy.ALLOW}
     if not guarded:
         return {}
+    # The doors that their runs would be parked behind, first: a settlement that moves a breaker takes them so too.
+    parking.closed_doors(schedule.breaker_name for schedule in guarded.values())
     found = _overlap_ids(guarded)
     missing = [key for key in guarded if key not in found]
     if missing:

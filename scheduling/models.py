@@ -105,6 +105,11 @@ class Schedule(models.Model):
     def __str__(self) -> str:
         return self.task_id
 
+    @property
+    def breaker_name(self) -> str:
+        """The breaker of its runs; `default` means one of its own, named after it."""
+        return self.task_id if self.circuit_breaker == "default" else self.circuit_breaker
+
 
 class GateKind(models.TextChoices):
     BATCH = "batch"

@@ -16,7 +16,6 @@ Whoever parks holds the door's row shared until it commits, so no task is left b
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from django.db import connection
 
@@ -115,22 +114,24 @@ def park_queued(name: str, door: Door, *, limit: int) -> int:
     return count
 
 
-def let_through(gate_id: int, *, count: int, permit: int = 0, now: datetime) -> int:
-    """Put up to `count` tasks from behind a door back on the queue, the most urgent first; return how many."""
+def let_through(gate_id: int, *, count: int, permit: int = 0) -> list[str]:
+    """Put up to `count` tasks from behind a door back on the queue, the most urgent first; return their ids.
+
+    Only what was due is ever parked, so they are due, whatever the clock says now.
+    """
     if count <= 0:
-        return 0
+        return []
     first = sql.among_selected(
         "SELECT id FROM scheduling_task WHERE status = 'blocked' AND blocked_on_id = %s"
         f" ORDER BY priority DESC, due_at, id LIMIT %s{sql.skip_locked()}"
     )
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE scheduling_task SET blocked_on_id = NULL, permit = %s,"
-            f" status = CASE WHEN due_at > {sql.moment_mark()} THEN 'scheduled' ELSE 'queued' END"
-            f" WHERE status = 'blocked' AND id {first}",
-            [permit, sql.stored(now), gate_id, count],
+            "UPDATE scheduling_task SET blocked_on_id = NULL, permit = %s, status = 'queued'"
+            f" WHERE status = 'blocked' AND id {first} RETURNING task_id",
+            [permit, gate_id, count],
         )
-        released: int = cursor.rowcount
+        released = [task_id for (task_id,) in cursor.fetchall()]
     if released:
         wake.tell()
     return released
@@ -150,6 +151,19 @@ def forgotten() -> list[int]:
         cursor.execute(
             "SELECT id FROM scheduling_gate WHERE kind = 'breaker' AND NOT closed AND EXISTS (SELECT 1"
             " FROM scheduling_task WHERE status = 'blocked' AND blocked_on_id = scheduling_gate.id)"
+        )
+        return [pk for (pk,) in cursor.fetchall()]
+
+
+def neglected(*, most: int) -> list[int]:
+    """Return closed doors of breakers that queued tasks stand before: staged since the door was last looked at."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT id FROM scheduling_gate WHERE kind = 'breaker' AND closed AND EXISTS (SELECT 1"
+            # As its index has it: circuit_breaker > ''.
+            " FROM scheduling_task WHERE status = 'queued' AND circuit_breaker > ''"
+            " AND circuit_breaker = scheduling_gate.key AND permit <> scheduling_gate.generation) LIMIT %s",
+            [most],
         )
         return [pk for (pk,) in cursor.fetchall()]
 
@@ -176,3 +190,17 @@ def permits_out(name: str, permit: int) -> int:
             [name, permit],
         )
         return int(cursor.fetchone()[0])
+
+
+def take_back(name: str, door: Door) -> None:
+    """Put tasks with a permit that nobody has claimed behind their door again: more urgent ones may have come."""
+    held = sql.among_selected(
+        "SELECT id FROM scheduling_task WHERE status = 'queued' AND permit > 0 AND circuit_breaker = %s"
+        f" AND permit = %s{sql.skip_locked()}"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE scheduling_task SET status = 'blocked', blocked_on_id = %s, permit = 0 WHERE status = 'queued'"
+            f" AND id {held}",
+            [door.id, name, door.generation],
+        )

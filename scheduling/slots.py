@@ -271,7 +271,7 @@ def new_run(
         priority=schedule.priority,
         timeout_ms=schedule.timeout_ms,
         retry_policy=str(schedule.retry_policy_id),
-        circuit_breaker=breaker_name(schedule),
+        circuit_breaker=schedule.breaker_name,
         schedule_id=schedule.pk,
         gate_id=admission.gate_id,
         is_blocked=admission.status == "blocked",
@@ -283,11 +283,6 @@ def new_run(
 def run_id(schedule: Schedule, slot: datetime) -> str:
     """Return the task id of a slot's run, unless somebody has given it to a task of their own."""
     return f"{schedule.task_id}-{slot.astimezone(UTC):%Y%m%dT%H%M%SZ}"
-
-
-def breaker_name(schedule: Schedule) -> str:
-    """Return the breaker of a schedule's runs; "default" means one of its own, named after it."""
-    return schedule.task_id if schedule.circuit_breaker == "default" else schedule.circuit_breaker
 
 
 def _advance(plans: Sequence[tuple[Schedule, Plan]], *, now: datetime) -> list[tuple[Schedule, Plan]]:

@@ -40,18 +40,17 @@ class Locked:
 
 def lock(pk: int) -> Locked | None:
     """Lock a task after its gates; None when it is gone. Needs a transaction."""
-    known = Task.objects.filter(pk=pk).values_list("gate_id", "blocked_on_id").first()
-    if known is None:
+    known = Task.objects.filter(pk=pk).values_list("gate_id", flat=True)[:1]
+    if not known:
         return None
     held = gates.lock(gate_id for gate_id in known if gate_id is not None)
     rows = Task.objects.filter(pk=pk)
     task = (rows.select_for_update() if sql.is_postgresql() else rows).first()
     if task is None:
         return None
-    joined = {gate_id for gate_id in (task.gate_id, task.blocked_on_id) if gate_id is not None} - held.keys()
-    if joined:
+    if task.gate_id is not None and task.gate_id not in held:
         # A gate that took the task in meanwhile: after the task, against the order, so at worst this repeats.
-        held |= gates.lock(joined)
+        held |= gates.lock([task.gate_id])
     return Locked(task, held)
 
 
@@ -93,7 +92,7 @@ def pause(locked: Locked, *, now: datetime) -> None:
     else:
         if not _can_pause(task.handler):
             raise Impossible(f"{task.handler} cannot be paused while it runs: it never calls context.checkpoint()")
-        task.control = Control.PAUSE
+        task.control, task.permit = Control.PAUSE, 0
     task.paused_at = now
     task.save(update_fields=("status", "blocked_on", "permit", "control", "paused_at"))
 

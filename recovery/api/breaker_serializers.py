@@ -5,7 +5,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from k1node.api.serializers import QuerySerializer, StrictInteger, StrictSerializer, StrictString, Timestamp
+from k1node.api.serializers import QuerySerializer, StrictInteger, StrictString, Timestamp
 from k1node.lib.errors import FieldInvalid
 from recovery import breaker_rules as rules
 from recovery import breakers
@@ -28,7 +28,7 @@ class BreakerFilters(QuerySerializer):
     breaker_id = StrictString(required=False, max_length=120, help_text="One breaker only")
 
 
-class BreakerSettingsInput(StrictSerializer):
+class BreakerSettingsInput(InterventionInput):
     window_size = StrictInteger(min_value=1, max_value=1000, required=False, help_text="The calls that are judged")
     min_calls = StrictInteger(min_value=1, max_value=1000, required=False, help_text="Fewer than these never open it")
     failure_percent = StrictInteger(min_value=1, max_value=100, required=False, help_text="So many failed open it")

@@ -102,9 +102,8 @@ class BreakerViewSet(ApiViewSet):
     )
     def create(self, request: Request) -> Response:
         """Make a circuit breaker before its first use"""
-        body = self.validated(BreakerInput)
-        now = database_now()
-        row = breakers.create(body.pop("breaker_id"), body, By(self.principal.name), now=now)
+        now, by, body = self._asked(BreakerInput)
+        row = breakers.create(body.pop("breaker_id"), body, by, now=now)
         return created(_detail(row, now), location=_address(row))
 
     @extend_schema(
@@ -115,17 +114,17 @@ class BreakerViewSet(ApiViewSet):
 
         They hold from the next result on.
         """
-        body = self.validated(BreakerSettingsInput, row=_breaker(breaker_id))
-        now = database_now()
-        return Response(_detail(breakers.configure(breaker_id, body, By(self.principal.name), now=now), now))
+        now, by, body = self._asked(BreakerSettingsInput, row=_breaker(breaker_id))
+        return Response(_detail(breakers.configure(breaker_id, body, by, now=now), now))
 
-    @extend_schema(responses={204: OpenApiResponse(description="Breaker deleted")})
+    @extend_schema(request=InterventionInput, responses={204: OpenApiResponse(description="Breaker deleted")})
     def delete_breaker(self, request: Request, breaker_id: str) -> Response:
         """Delete a circuit breaker
 
         409 while it is not closed, or while a schedule or an unfinished task names it.
         """
-        breakers.delete(breaker_id, By(self.principal.name), now=database_now())
+        now, by, _ = self._asked(InterventionInput)
+        breakers.delete(breaker_id, by, now=now)
         return gone()
 
     @extend_schema(request=UntilInput, responses={202: OpenApiResponse(BreakerDetailOutput, "Breaker held open")})
@@ -166,10 +165,10 @@ class BreakerViewSet(ApiViewSet):
         said = {"breaker_id": row.breaker_id, "state": row.state, "task_id": task_id}
         return accepted(ProbeOutput(said).data, location=reverse("task", kwargs={"task_id": task_id}))
 
-    def _asked(self, message: type[StrictSerializer]) -> tuple[datetime, By, dict[str, Any]]:
+    def _asked(self, message: type[StrictSerializer], **context: Any) -> tuple[datetime, By, dict[str, Any]]:
         """Return the time, who asks and why, and what else the body says."""
         now = database_now()
-        body = self.validated(message, now=now)
+        body = self.validated(message, now=now, **context)
         return now, By(self.principal.name, body.pop("reason", None) or ""), body
 
 

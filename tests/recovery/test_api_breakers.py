@@ -191,7 +191,23 @@ def test_a_name_that_cannot_be_is_refused(client: APIClient, name: str) -> None:
     response = client.post("/api/v2/circuit-breaker", {"breaker_id": name}, format="json")
 
     assert response.status_code == 400
+    assert response.json()["error"]["details"][0]["field"] == "breaker_id"
     assert not Breaker.objects.exists()
+
+
+def test_changes_of_settings_keep_their_reason_and_none_is_no_change(client: APIClient) -> None:
+    reason = {"reason": "vendor asked"}
+    client.post("/api/v2/circuit-breaker", {"breaker_id": "api", **reason}, format="json")
+    for _ in range(2):
+        client.patch("/api/v2/circuit-breaker/api", {"open_ms": 5000, **reason}, format="json")
+    client.patch("/api/v2/circuit-breaker/api", {}, format="json")
+    client.delete("/api/v2/circuit-breaker/api", reason, format="json")
+
+    assert list(Intervention.objects.order_by("pk").values_list("action", "reason")) == [
+        ("configure", "vendor asked"),
+        ("configure", "vendor asked"),
+        ("delete", "vendor asked"),
+    ]
 
 
 def test_readers_read_and_only_admins_change(api_client: Callable[..., APIClient]) -> None:

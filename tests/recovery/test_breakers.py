@@ -11,11 +11,12 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from k1node.events.models import Event
+from k1node.lib import sql
 from recovery import breakers, interventions, supervision
 from recovery.breakers import BreakerRefuses
 from recovery.models import Breaker, Intervention
 from recovery.records import By
-from scheduling import claims, gates, parking, queue
+from scheduling import claims, gates, parking, queue, schedules
 from scheduling.claims import Claim
 from scheduling.models import GateKind, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
@@ -429,6 +430,71 @@ def test_a_failed_task_waits_behind_its_breaker_when_its_backoff_is_over() -> No
     assert set(Task.objects.values_list("attempt", flat=True)) == {1}
 
 
+def test_a_probe_that_is_paused_while_it_runs_leaves_its_place_to_the_next() -> None:
+    waiting_behind_an_open_one(3)
+    Task.objects.update(handler="bash ops/agents/backup.sh")
+    Breaker.objects.update(probes=1)
+    later = NOW + MINUTE
+    tend(later)
+    (held,) = take(now=later)
+
+    interventions.pause(Task.objects.get(pk=held.id), ANA, now=later)
+
+    tend(later + SECOND)
+    assert len(take(now=later + SECOND)) == 1
+
+
+def test_the_permits_that_nobody_has_claimed_go_to_more_urgent_tasks() -> None:
+    waiting_behind_an_open_one(3)
+    later = NOW + MINUTE
+    tend(later)
+    (urgent,) = queue.enqueue([NewTask("urgent", "python:noop", later, circuit_breaker=NAME, priority=10)], now=later)
+    assert states(pk=urgent.pk) == ["blocked"]
+
+    tend(later + SECOND)
+
+    assert take(1, now=later + SECOND)[0].task_id == "urgent"
+    assert parking.permits_out(NAME, row().generation) == 3
+
+
+def test_a_clock_that_steps_back_lets_no_more_probe() -> None:
+    opened()
+    late = NOW + 2 * MINUTE
+    queue.enqueue([NewTask(f"t{number}", "python:noop", late, circuit_breaker=NAME) for number in range(40)], now=late)
+
+    for seconds in range(5):
+        tend(NOW + MINUTE + seconds * SECOND)
+    claims.stage(now=late)
+
+    assert len(take(now=late)) == 3
+
+
+def test_openings_are_counted_so_far() -> None:
+    waiting_behind_an_open_one(1)
+    Breaker.objects.update(openings=1_000)
+    later = NOW + MINUTE
+    tend(later)
+
+    settle(take(now=later), OutcomeKind.FAILED, 1, now=later)
+
+    assert (row().state, row().openings) == ("OPEN", 1_000)
+
+
+def test_what_is_staged_while_it_is_open_is_parked_by_the_clock_and_not_by_claims() -> None:
+    breakers.create(NAME, {}, ANA, now=NOW)
+    breakers.open_(NAME, ANA, now=NOW)
+    tend()
+    later = NOW + MINUTE
+    queue.enqueue([NewTask(f"n{number}", "python:noop", later, circuit_breaker=NAME) for number in range(50)], now=NOW)
+    claims.stage(now=later)
+    free = make_task(priority=1)
+
+    tend(later)
+
+    assert set(states(circuit_breaker=NAME)) == {"blocked"}
+    assert [claim.id for claim in take(2, now=later)] == [free.pk]
+
+
 # --- operators --------------------------------------------------------------------------------------------------
 
 
@@ -622,7 +688,7 @@ def test_the_clocks_look_costs_the_same_however_many_rest() -> None:
         assert not breakers.tend(now=NOW)
         breakers.wake_idle(now=NOW)
 
-    assert len(captured) == 2
+    assert len(captured) == 3
 
 
 # --- rivals -----------------------------------------------------------------------------------------------------
@@ -646,6 +712,49 @@ def test_two_clocks_give_out_no_more_permits_than_one(rival: Rival) -> None:
     tend(later)
 
     assert Task.objects.filter(status=TaskStatus.QUEUED, permit=row().generation).count() == 3
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_a_probe_by_hand_is_the_task_that_it_names(rival: Rival) -> None:
+    first, second = waiting_behind_an_open_one(2)
+
+    with transaction.atomic():
+        Task.objects.select_for_update().get(pk=first.pk)
+        _, named = rival.do(breakers.probe, NAME, ANA, now=NOW)
+
+    assert named == second.task_id
+    assert list(Task.objects.filter(permit__gt=0)) == [second]
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_a_schedule_that_fires_while_its_probe_closes_the_breaker_waits_and_never_deadlocks(
+    rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = make_schedule(circuit_breaker=NAME, handler="python:noop", overlap_policy="queue_one")
+    opened()
+    gate = make_gate(kind=GateKind.OVERLAP, key=str(schedule.pk), limit=1, in_flight=1)
+    make_task(gate=gate, circuit_breaker=NAME, schedule=schedule, priority=9)
+    tend()
+    Breaker.objects.update(probes=1)
+    later = NOW + MINUTE
+    tend(later)
+    held = take(1, now=later)
+    others: list[Future[None]] = []
+
+    def before_the_door(execute: Any, statement: str, *rest: Any) -> Any:
+        if "FOR SHARE" in statement and not others:
+            others.append(rival.start(settle, held, now=later))
+            time.sleep(0.3)
+        return execute(statement, *rest)
+
+    monkeypatch.setattr(sql, "TRIES", 1)  # a deadlock would be repeated otherwise
+    with connection.execute_wrapper(before_the_door):
+        schedules.run_now(schedule, "me", now=later)
+    others[0].result(10)
+
+    assert row().state == "CLOSED"
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,9 +1,10 @@
 """The hold: nothing starts until it ends."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from k1node.events.models import Event
 from recovery import holds
@@ -11,6 +12,7 @@ from recovery.holds import HoldRefuses
 from recovery.models import Hold, Intervention
 from recovery.records import By
 from scheduling import claims, parking
+from tests.databases import Rival, only_postgresql
 from tests.factories import NOW, make_task
 
 pytestmark = pytest.mark.django_db
@@ -99,3 +101,20 @@ def test_a_rival_that_has_ended_it_and_holds_anew_keeps_its_hold(monkeypatch: py
     current = holds.current()
     assert current is not None
     assert current.created_by == "ben"
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_a_claim_that_has_looked_already_takes_nothing_once_it_is_held(rival: Rival) -> None:
+    make_task()
+    held: list[Hold] = []
+
+    def before_the_claim(execute: Any, statement: str, *rest: Any) -> Any:
+        if statement.startswith("UPDATE scheduling_task SET status = 'executing'") and not held:
+            held.append(rival.do(holds.hold, ANA, now=NOW))
+        return execute(statement, *rest)
+
+    with connection.execute_wrapper(before_the_claim):
+        taken = take()
+
+    assert (len(held), taken) == (1, [])
