@@ -232,6 +232,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
+    "ENUM_NAME_OVERRIDES": {
+        "DLQStatus": "recovery.models.DeadLetter.Status",
+        "TaskStatus": "scheduling.queries.SHOWN",
+    },
 }
 
 # --- logs: one JSON object a line in production, readable lines in development ------------------------------------

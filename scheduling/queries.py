@@ -202,6 +202,7 @@ CONDITIONS = {
     "skipped": (f"{RARE} AND {T}.status = 'skipped'",),
     "cancelled": (f"{RARE} AND {T}.status = 'cancelled'",),
 }
+SHOWN = tuple((status, status) for status in CONDITIONS)
 # No index has these in the order of ids: few are found by their own index, many by going through the ids.
 LIVE = ("scheduled", "queued", "executing", "paused")
 FEW = 1_000

@@ -2,10 +2,11 @@
 
 from django.urls import path
 
-from recovery.api import breaker_views, views
+from recovery.api import breaker_views, dead_letter_views, views
 
 tasks = views.InterventionViewSet.as_view
 breakers = breaker_views.BreakerViewSet.as_view
+letters = dead_letter_views.DeadLetterViewSet.as_view
 hold = breaker_views.HoldViewSet.as_view
 
 urlpatterns = [
@@ -31,4 +32,13 @@ urlpatterns = [
     path("circuit-breaker/<str:breaker_id>/probe", breakers({"post": "probe"}), name="circuit-breaker-probe"),
     path("scheduler/hold", hold({"get": "get", "post": "hold"}), name="hold"),
     path("scheduler/hold/release", hold({"post": "release"}), name="hold-release"),
+    path("queue/dlq", letters({"get": "list_entries", "post": "create"}), name="dead-letters"),
+    path("queue/dlq/groups", letters({"get": "groups"}), name="dead-letter-groups"),
+    path("queue/dlq/batch-resubmit", letters({"post": "batch_resubmit"}), name="dead-letters-resubmit"),
+    path("queue/dlq/batch-archive", letters({"post": "batch_archive"}), name="dead-letters-archive"),
+    path("queue/dlq/batch-unarchive", letters({"post": "batch_unarchive"}), name="dead-letters-unarchive"),
+    path("queue/dlq/<str:dlq_id>", letters({"get": "get"}), name="dead-letter"),
+    path("queue/dlq/<str:dlq_id>/resubmit", letters({"post": "resubmit"}), name="dead-letter-resubmit"),
+    path("queue/dlq/<str:dlq_id>/archive", letters({"post": "archive"}), name="dead-letter-archive"),
+    path("queue/dlq/<str:dlq_id>/unarchive", letters({"post": "unarchive"}), name="dead-letter-unarchive"),
 ]

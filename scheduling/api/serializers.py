@@ -331,7 +331,7 @@ class TaskInput(StrictSerializer):
 
 class TaskFilters(QuerySerializer):
     status = StrictChoice(
-        [(name, name) for name in queries.CONDITIONS],
+        queries.SHOWN,
         required=False,
         help_text="`paused` includes runs that are stopped, `queued` tasks that are claimed and have not started",
     )
@@ -391,7 +391,7 @@ class TaskSummaryOutput(serializers.Serializer[Task]):
     result = serializers.SerializerMethodField(help_text="Of the latest attempt; null before the first")
     last_error = serializers.CharField()
 
-    @extend_schema_field(serializers.ChoiceField([(name, name) for name in queries.CONDITIONS]))
+    @extend_schema_field(serializers.ChoiceField(queries.SHOWN))
     def get_status(self, task: Task) -> str:
         return queries.shown_status(task)
 
