@@ -56,6 +56,7 @@ INSTALLED_APPS = [
     "k1node",
     "k1node.events",
     "k1node.access",
+    "k1node.operations",
     "scheduling",
     "recovery",
     "django.contrib.admin",

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 
+from k1node.operations import jobs
 from recovery import dead_letters, interventions
 from scheduling import retention
 from scheduling.retention import Pruned
@@ -21,5 +22,6 @@ def prune(*, now: datetime, after: int = 0) -> Pruned:
         after=after,
         spared=dead_letters.with_entries,
     )
+    gone += jobs.prune(before=now - keep_tasks, now=now)
     gone += pruned.rows + interventions.prune(now - keep_tasks)
     return Pruned(gone, pruned.after)

@@ -84,10 +84,11 @@ class Ready:
 def ready(found: Sequence[Task], changes: Changes) -> list[Ready]:
     """Return what retries of the tasks would run. Raises FieldInvalid where the changes cannot fit any task."""
     changes.check()
-    return [_ready(task, changes) for task in found]
+    return [as_changed(task, changes) for task in found]
 
 
-def _ready(task: Task, changes: Changes) -> Ready:
+def as_changed(task: Task, changes: Changes) -> Ready:
+    """Return what a retry of the task would run; the changes are checked."""
     given = {**task.parameters, **changes.parameters}
     known = handlers.registered(task.handler)
     if known is not None and not known.takes(TIMEOUT):
@@ -131,14 +132,15 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
     for place, each in enumerate(wanted):
         try:
             task = _retryable(each, rows, letters.get(each.task.pk), living, only_pending=only_pending)
+            root = rows.get(task.origin_id or 0, task)
+            task_id = numbers.next(root)
             schedule = schedules.get(task.schedule_id or 0)
             gate = gate_of.get(schedule.pk) if schedule else None
             admission = _admit(schedule, gate, waits=only_pending) if schedule else None
         except K1NodeError as error:
             answers.append(error)
             continue
-        root = rows.get(task.origin_id or 0, task)
-        made = _new_task(each, task, root, numbers.next(root), admission, by, now)
+        made = _new_task(each, task, root, task_id, admission, by, now)
         living[root.pk] = made.task_id
         new[place] = made
         answers.append(each.task)  # until it is made

@@ -2,11 +2,13 @@
 
 from django.urls import path
 
-from recovery.api import breaker_views, dead_letter_views, views
+from recovery.api import breaker_views, dead_letter_views, redrive_views, views
 
 tasks = views.InterventionViewSet.as_view
 breakers = breaker_views.BreakerViewSet.as_view
 letters = dead_letter_views.DeadLetterViewSet.as_view
+redrives = redrive_views.RedriveViewSet.as_view
+redrive_entries = redrive_views.RedriveEntryViewSet.as_view
 hold = breaker_views.HoldViewSet.as_view
 
 urlpatterns = [
@@ -37,6 +39,13 @@ urlpatterns = [
     path("queue/dlq/batch-resubmit", letters({"post": "batch_resubmit"}), name="dead-letters-resubmit"),
     path("queue/dlq/batch-archive", letters({"post": "batch_archive"}), name="dead-letters-archive"),
     path("queue/dlq/batch-unarchive", letters({"post": "batch_unarchive"}), name="dead-letters-unarchive"),
+    path("queue/dlq/redrives", redrives({"get": "list_redrives", "post": "create"}), name="redrives"),
+    path("queue/dlq/redrives/<str:redrive_id>", redrives({"get": "get"}), name="redrive"),
+    path("queue/dlq/redrives/<str:redrive_id>/start", redrives({"post": "start"}), name="redrive-start"),
+    path("queue/dlq/redrives/<str:redrive_id>/cancel", redrives({"post": "cancel"}), name="redrive-cancel"),
+    path(
+        "queue/dlq/redrives/<str:redrive_id>/entries", redrive_entries({"get": "list_entries"}), name="redrive-entries"
+    ),
     path("queue/dlq/<str:dlq_id>", letters({"get": "get"}), name="dead-letter"),
     path("queue/dlq/<str:dlq_id>/resubmit", letters({"post": "resubmit"}), name="dead-letter-resubmit"),
     path("queue/dlq/<str:dlq_id>/archive", letters({"post": "archive"}), name="dead-letter-archive"),

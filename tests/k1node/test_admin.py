@@ -21,6 +21,8 @@ from k1node.access.models import ApiKey
 from k1node.events import log
 from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
+from k1node.operations import jobs
+from k1node.operations.models import Item, Operation
 from recovery.models import Breaker, DeadLetter, Hold, Intervention
 from scheduling.models import (
     Attempt,
@@ -60,6 +62,8 @@ def rows() -> dict[type[models.Model], models.Model]:
         fence=1,
     )
     log.publish(HOSTILE, {"text": HOSTILE}, now=NOW)
+    given = {HOSTILE: HOSTILE}
+    operation = jobs.plan("redrive", [1], arguments=given, selection=given, pace=jobs.Pace(), by=HOSTILE, now=NOW)
     key, _ = keys.issue(HOSTILE, ["scheduler:read"])
     return {
         Schedule: schedule,
@@ -89,6 +93,8 @@ def rows() -> dict[type[models.Model], models.Model]:
             breaker_id=HOSTILE, gate=make_gate(kind=GateKind.BREAKER), changed_at=NOW, pinned_by=HOSTILE
         ),
         DeadLetter: make_dead_letter(task, error_message=HOSTILE, created_by=HOSTILE),
+        Operation: operation,
+        Item: operation.items.get(),
         Hold: Hold.objects.create(reason=HOSTILE, created_by=HOSTILE, since=NOW),
         RetryPolicy: RetryPolicy.objects.get(pk="standard"),
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
@@ -133,7 +139,7 @@ def text_of(response: Any) -> str:
 def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> None:
     ours = {
         model
-        for label in ("scheduling", "recovery", "events", "access")
+        for label in ("scheduling", "recovery", "events", "access", "operations")
         for model in apps.get_app_config(label).get_models()
     }
 
@@ -203,6 +209,9 @@ MACHINE_WRITTEN = [
     Intervention,
     Breaker,
     Hold,
+    DeadLetter,
+    Operation,
+    Item,
 ]
 
 
