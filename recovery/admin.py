@@ -15,7 +15,14 @@ from k1node.lib.admin_base import RECORDS
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import K1NodeError
-from recovery import breaker_admin, dead_letter_admin, explain, interventions  # noqa: F401  (register their pages)
+from recovery import (  # noqa: F401  (some only register their pages)
+    breaker_admin,
+    dead_letter_admin,
+    explain,
+    hold_admin,
+    interventions,
+)
+from recovery.admin_words import changes, refusal
 from recovery.models import Intervention
 from recovery.records import By
 from scheduling import steering, tasks
@@ -42,14 +49,6 @@ VERBS: dict[str, Verb] = {
     "skip": interventions.skip,
     "cancel": interventions.cancel,
 }
-
-
-def changes(row: Intervention) -> str:
-    """Return what an intervention has changed, in a few words."""
-    if new := row.after.get("new_task_id"):
-        return f"made {new}"
-    names = [name for name in {**row.before, **row.after} if row.before.get(name) != row.after.get(name)]
-    return ", ".join(f"{name}: {row.before.get(name, '–')} → {row.after.get(name, '–')}" for name in names)
 
 
 admin.site.unregister(Task)
@@ -98,9 +97,7 @@ class OperatedTaskAdmin(TaskAdmin):
         try:
             shown = self._do(request, task, verb, by)
         except K1NodeError as error:
-            reasons = [detail.message for detail in error.details] or [error.message]
-            said = format_html("Left {} as it is. {}.", task.task_id, " ".join(reasons).rstrip("."))
-            self.message_user(request, said, messages.WARNING)
+            self.message_user(request, refusal(task.task_id, error), messages.WARNING)
             shown = task
         return HttpResponseRedirect(display.page_of(shown))
 

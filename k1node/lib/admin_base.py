@@ -18,11 +18,15 @@ SECTIONS = (OPERATE, RECORDS, SET_UP)
 
 
 class ConsoleAdmin(ModelAdmin):
-    """`section` and `place` say where the menu has it (no section: not in the menu), `summary` what its rows are."""
+    """`section` and `place` say where the menu has it (no section: not in the menu), `summary` what its rows are.
+
+    `nothing` is said in place of a list that has no rows.
+    """
 
     section: str | None = None
     place = 100
     summary = ""
+    nothing = ""
     empty_value_display = "–"
     # Counts beside filters would count the tables that grow.
     show_facets = admin.ShowFacets.NEVER

@@ -293,7 +293,7 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event, Intervention, Hold])
+@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event, Intervention, Breaker, Hold])
 def test_growing_lists_never_count_and_never_skip(
     admin_client: Client, rows: dict[Any, Any], model: type[models.Model], django_assert_max_num_queries: Any
 ) -> None:

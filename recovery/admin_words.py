@@ -1,0 +1,73 @@
+"""How breakers, interventions and refusals read on the console's pages."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from k1node.lib import admin_display as display
+from k1node.lib.errors import K1NodeError
+from recovery import breaker_rules as rules
+from recovery import breakers
+from recovery.breaker_rules import Pin, State
+from recovery.models import Breaker, Intervention
+
+
+def changes(row: Intervention) -> str:
+    """Return what an intervention has changed, in a few words."""
+    if new := row.after.get("new_task_id"):
+        return f"made {new}"
+    names = [name for name in {**row.before, **row.after} if row.before.get(name) != row.after.get(name)]
+    return ", ".join(f"{name}: {_value(row.before, name)} → {_value(row.after, name)}" for name in names)
+
+
+def _value(facts: Mapping[str, Any], name: str) -> object:
+    value = facts.get(name)
+    if value is None:
+        return display.NOTHING
+    return display.exact(datetime.fromisoformat(value)) if name == "until" else value
+
+
+def refusal(name: object, error: K1NodeError) -> SafeString:
+    """Return what to say of something that a verb would not change."""
+    reasons = [detail.message for detail in error.details] or [error.message]
+    return format_html("Left {} as it is. {}.", name, " ".join(reasons).rstrip("."))
+
+
+def state_badge(row: Breaker) -> SafeString:
+    """Return the state of a breaker; looks of its own, for a gate's `closed` is the bad one."""
+    word = State(row.state).value.lower()
+    return display.badge(f"breaker {word}", word)
+
+
+def failures(row: Breaker) -> str:
+    """Return how many calls of the window failed: `3/20`."""
+    return f"{row.window.count(rules.FAILED)}/{len(row.window)}" if row.window else display.NOTHING
+
+
+def next_probe(row: Breaker, now: datetime) -> str:
+    """Return when a breaker tries again, counted down."""
+    if row.state == State.CLOSED:
+        return display.NOTHING
+    if row.state == State.HALF_OPEN:
+        return display.two_lines("probing now", f"{row.successes} of {row.probes} succeeded")
+    at = row.pinned_until if row.pin else row.open_until
+    if at is None:
+        return "not before a reset" if row.pin else "due now"
+    return display.both(at, now) if at > now else "due now"
+
+
+def held(row: Breaker) -> str:
+    """Return who holds a breaker, which way, until when and why."""
+    if row.pin == Pin.NONE:
+        return display.NOTHING
+    until = f"until {display.exact(row.pinned_until)}" if row.pinned_until else "until it is reset"
+    why = f": {row.pin_reason}" if row.pin_reason else ""
+    return display.two_lines(f"{row.pinned_by}, {row.pin}", f"{until}{why}")
+
+
+def count(number: int) -> str:
+    """Return a number of tasks as far as they are counted: `41`, `10,000+`."""
+    return f"{number:,}" if number <= breakers.COUNT_MOST else f"{breakers.COUNT_MOST:,}+"
