@@ -22,16 +22,15 @@ from recovery import (  # noqa: F401  (some only register their pages)
     hold_admin,
     interventions,
 )
-from recovery.admin_words import changes, refusal
+from recovery.admin_words import by, changes, refusal
 from recovery.models import Intervention
 from recovery.records import By
 from scheduling import steering, tasks
 from scheduling.admin.records import TaskFilter
-from scheduling.admin.tasks import TaskAdmin
+from scheduling.admin.tasks import CLAIM_ORDER, TaskAdmin
 from scheduling.models import FINISHED, Task
 
 MOST_SHOWN = 20  # interventions on a task's page, the newest
-MAX_REASON = 500
 LABELS = {
     "pause": "Pause",
     "resume": "Resume",
@@ -56,7 +55,17 @@ admin.site.unregister(Task)
 
 @admin.register(Task)
 class OperatedTaskAdmin(TaskAdmin):
-    """The pages of tasks, with what an operator can do to one."""
+    """The pages of tasks, with what an operator can do to one, and those that wait behind a breaker."""
+
+    def get_list_filter(self, request: HttpRequest) -> tuple[Any, ...]:
+        return (*super().get_list_filter(request), breaker_admin.BehindFilter)
+
+    def keyset(self, params: Mapping[str, str], query: str) -> Keyset:
+        if not params.get("behind") or query:
+            return super().keyset(params, query)
+        if params.get("schedule"):
+            return super().keyset({**params, "status": "blocked"}, query)
+        return CLAIM_ORDER  # as the index of those that wait behind a door has them
 
     def get_urls(self) -> list[URLPattern]:
         intervene = path(
@@ -93,9 +102,8 @@ class OperatedTaskAdmin(TaskAdmin):
         if verb not in LABELS:
             raise Http404("There is no such button")
         task = self._task(request, str(pk))
-        by = By(request.user.get_username(), request.POST.get("reason", "").replace("\0", "").strip()[:MAX_REASON])
         try:
-            shown = self._do(request, task, verb, by)
+            shown = self._do(request, task, verb, by(request))
         except K1NodeError as error:
             self.message_user(request, refusal(task.task_id, error), messages.WARNING)
             shown = task

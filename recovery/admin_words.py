@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from django.utils.html import format_html
+from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from k1node.lib import admin_display as display
@@ -13,6 +14,10 @@ from recovery import breaker_rules as rules
 from recovery import breakers
 from recovery.breaker_rules import Pin, State
 from recovery.models import Breaker, Intervention
+from recovery.records import By
+
+MAX_REASON = 500
+MOST_BARS = 50
 
 
 def changes(row: Intervention) -> str:
@@ -30,6 +35,11 @@ def _value(facts: Mapping[str, Any], name: str) -> object:
     return display.exact(datetime.fromisoformat(value)) if name == "until" else value
 
 
+def by(request: HttpRequest) -> By:
+    """Return who presses a button, and why; the reason that stands beside it is cut, not refused."""
+    return By(request.user.get_username(), request.POST.get("reason", "").replace("\0", "").strip()[:MAX_REASON])
+
+
 def refusal(name: object, error: K1NodeError) -> SafeString:
     """Return what to say of something that a verb would not change."""
     reasons = [detail.message for detail in error.details] or [error.message]
@@ -45,6 +55,29 @@ def state_badge(row: Breaker) -> SafeString:
 def failures(row: Breaker) -> str:
     """Return how many calls of the window failed: `3/20`."""
     return f"{row.window.count(rules.FAILED)}/{len(row.window)}" if row.window else display.NOTHING
+
+
+def strip(row: Breaker) -> SafeString:
+    """Return the newest calls of the window as a picture: failed ones are tall bars, the others low."""
+    calls = row.window[-MOST_BARS:]
+    bars = format_html_join(
+        "",
+        '<rect x="{}" y="{}" width="4" height="{}" class="{}"></rect>',
+        (
+            (place * 6, 0, 16, "k1-call-failed") if call == rules.FAILED else (place * 6, 10, 6, "k1-call-ok")
+            for place, call in enumerate(calls)
+        ),
+    )
+    failed = calls.count(rules.FAILED)
+    return format_html(
+        '<svg class="k1-strip" width="{}" height="16" viewBox="0 0 {} 16" role="img"'
+        ' aria-label="The last {}, newest at the right: {} failed">{}</svg>',
+        len(calls) * 6,
+        len(calls) * 6,
+        f"{len(calls)} calls" if len(calls) > 1 else "call",
+        failed,
+        bars,
+    )
 
 
 def next_probe(row: Breaker, now: datetime) -> str:

@@ -1,22 +1,41 @@
-"""Circuit breakers on the console: their list, and the filter of tasks by the one they wait behind."""
+"""Circuit breakers on the console: their list, the page of one with its verbs, and the tasks that wait behind one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
-from django.contrib import admin
-from django.db.models import Case, CharField, Count, F, Q, QuerySet, When
-from django.http import HttpRequest
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import BooleanField, Case, CharField, Count, F, Q, QuerySet, When
+from django.db.models.expressions import RawSQL
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_http_methods, require_POST
 
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import OPERATE
-from k1node.lib.admin_paging import Keyset, KeysetAdmin
+from k1node.lib.admin_paging import Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
+from k1node.lib.errors import K1NodeError
 from recovery import admin_words as words
 from recovery import breakers
+from recovery.admin_forms import SettingsForm, UntilForm
 from recovery.breaker_rules import State
-from recovery.models import Breaker
+from recovery.models import Breaker, Intervention
+from recovery.records import By
 from scheduling import tasks
-from scheduling.models import Schedule
+from scheduling.models import Schedule, Task
+
+MOST_SCHEDULES = 20
+MOST_TASKS = 10
+MOST_INTERVENTIONS = 20
+LOOK_BACK = 10_000  # no index has interventions by breaker
+# A literal, as its index has it: SQLite uses a partial index for no other.
+IS_BLOCKED = RawSQL("scheduling_task.status = 'blocked'", [], output_field=BooleanField())
+PINNED = {"open": (breakers.open_, "open"), "close": (breakers.close, "closed")}
 
 
 def naming(names: Iterable[str]) -> QuerySet[Any]:
@@ -48,6 +67,22 @@ class BreakerStateFilter(admin.SimpleListFilter):
         return queryset.filter(state=value.upper()) if value.upper() in State.values else queryset
 
 
+class BehindFilter(TextFilter):
+    """Of tasks: by the breaker that they wait behind."""
+
+    title = "behind breaker"
+    parameter_name = "behind"
+    placeholder = "a breaker's name"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if not self.value:
+            return queryset
+        if request.GET.get("status", "blocked") not in ("", "blocked"):
+            return queryset.none()  # else one would walk all that wait to find that out
+        gate = Breaker.objects.filter(breaker_id=self.value).values_list("gate_id", flat=True).first()
+        return queryset.filter(IS_BLOCKED, blocked_on=gate or 0)
+
+
 @admin.register(Breaker)
 class BreakerAdmin(KeysetAdmin):
     section = OPERATE
@@ -60,7 +95,6 @@ class BreakerAdmin(KeysetAdmin):
     list_per_page = 50
     search_fields = ("breaker_id",)
     search_help_text = "Part of a breaker's name"
-    fields = ("breaker", "state_now", "failed", "since", "held")
 
     # --- the list -----------------------------------------------------------------------------------------------
 
@@ -83,3 +117,155 @@ class BreakerAdmin(KeysetAdmin):
     waiting = display.column("waiting", lambda row: words.count(row.waiting))
     schedules = display.column("schedules", lambda row: f"{row.using:,}")
     held = display.column("held by", words.held)
+
+    # --- the page of one ----------------------------------------------------------------------------------------
+
+    def get_urls(self) -> list[URLPattern]:
+        now, pin = require_POST(self.now_view), require_http_methods(["GET", "HEAD", "POST"])(self.pin_view)
+        verbs = {"probe": now, "reset": now, "open": pin, "close": pin}
+        ours = [
+            path(f"<int:pk>/{verb}/", self.admin_site.admin_view(view), {"verb": verb}, name=f"recovery_breaker_{verb}")
+            for verb, view in verbs.items()
+        ]
+        settings = self.admin_site.admin_view(require_POST(self.settings_view))
+        return [*ours, path("<int:pk>/settings/", settings, name="recovery_breaker_settings"), *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show a breaker, what it affects, what was done to it, and the verbs."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        row = _row(int(object_id)) if object_id.isdecimal() and len(object_id) < 19 else None
+        if row is None:
+            raise Http404("No such breaker; it may have been deleted.")
+        return self._page(request, row, SettingsForm(row))
+
+    def _page(self, request: HttpRequest, row: Breaker, form: SettingsForm) -> HttpResponse:
+        now = database_now()
+        schedules = list(naming([row.breaker_id]).order_by("task_id")[: MOST_SCHEDULES + 1])
+        tasks_behind = list(_behind(row.gate_id).only("task_id", "priority", "due_at")[:MOST_TASKS])
+        waiting = breakers.waiting([row]).get(row.pk, 0)
+        may_change = request.user.has_perm("recovery.change_breaker")
+        context = {
+            **self.admin_site.each_context(request),
+            "title": row.breaker_id,
+            "opts": self.opts,
+            "original": row,
+            "breaker": row,
+            "now": now,
+            "badge": words.state_badge(row),
+            "failures": words.failures(row),
+            "strip": words.strip(row) if row.window else "",
+            "next_probe": words.next_probe(row, now),
+            "held": words.held(row) if row.pin else "",
+            "waiting": waiting,
+            "waiting_text": words.count(waiting),
+            "tasks": tasks_behind,
+            "all_waiting": display.list_of(Task, behind=row.breaker_id),
+            "schedules": schedules[:MOST_SCHEDULES],
+            "more_schedules": len(schedules) > MOST_SCHEDULES,
+            "interventions": [(each, words.changes(each)) for each in _interventions(row.breaker_id)],
+            "look_back": LOOK_BACK,
+            "form": form,
+            "may_change": may_change,
+            "can_probe": row.state == State.OPEN and not row.pin,
+            "can_reset": bool(row.state != State.CLOSED or row.pin or row.window),
+        }
+        return TemplateResponse(request, "admin/recovery/breaker/page.html", context)
+
+    # --- verbs --------------------------------------------------------------------------------------------------
+
+    def now_view(self, request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+        """Do what a button of the page says, at once."""
+        row = self._to_change(request, pk)
+        by = words.by(request)
+
+        def work(now: datetime) -> SafeString:
+            if verb == "reset":
+                breakers.reset(row.breaker_id, by, now=now)
+                return format_html("Reset {}: it is closed, and its window is empty.", row.breaker_id)
+            _, task_id = breakers.probe(row.breaker_id, by, now=now)
+            task = Task.objects.filter(task_id=task_id).only("task_id").first()
+            return format_html("{} tries now.", display.link(task) if task else task_id)
+
+        return self._done(request, row, work)
+
+    def pin_view(self, request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+        """Ask why and for how long a breaker is to be held open or closed, and do it."""
+        row = self._to_change(request, pk)
+        form = UntilForm(request.POST if request.method == "POST" else None, without_end="until somebody resets it")
+        if form.is_bound and form.is_valid():
+            pin, shown = PINNED[verb]
+
+            def work(now: datetime) -> SafeString:
+                until = form.end(now)
+                pin(row.breaker_id, By(request.user.get_username(), form.cleaned_data["reason"]), until=until, now=now)
+                end = f"until {display.exact(until)}" if until else "until somebody resets it"
+                return format_html("Held {} {} {}.", row.breaker_id, shown, end)
+
+            return self._done(request, row, work)
+        waiting = breakers.waiting([row]).get(row.pk, 0)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Force {row.breaker_id} {PINNED[verb][1]}",
+            "opts": self.opts,
+            "original": row,
+            "form": form,
+            "verb": verb,
+            "button": f"Force {PINNED[verb][1]}",
+            "badge": words.state_badge(row),
+            "waiting": waiting,
+            "waiting_text": words.count(waiting),
+            "back": display.page_of(row),
+        }
+        return TemplateResponse(request, "admin/recovery/breaker/pin.html", context)
+
+    def settings_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Change settings, or show the page again with what is wrong at each field."""
+        row = self._to_change(request, pk)
+        form = SettingsForm(row, request.POST)
+        if not form.is_valid():
+            return self._page(request, row, form)
+
+        def work(now: datetime) -> SafeString:
+            if not (values := form.values()):
+                return format_html("The settings of {} are as they were.", row.breaker_id)
+            breakers.configure(row.breaker_id, values, By(request.user.get_username()), now=now)
+            return format_html("Changed the settings of {}; they hold from the next result on.", row.breaker_id)
+
+        return self._done(request, row, work)
+
+    def _to_change(self, request: HttpRequest, pk: int) -> Breaker:
+        if not request.user.has_perm("recovery.change_breaker"):
+            raise PermissionDenied
+        row = _row(pk)
+        if row is None:
+            raise Http404("No such breaker; it may have been deleted.")
+        return row
+
+    def _done(self, request: HttpRequest, row: Breaker, work: Callable[[datetime], SafeString]) -> HttpResponse:
+        try:
+            self.message_user(request, work(database_now()))
+        except K1NodeError as error:
+            self.message_user(request, words.refusal(row.breaker_id, error), messages.WARNING)
+        return HttpResponseRedirect(display.page_of(row))
+
+
+def _row(pk: int) -> Breaker | None:
+    return Breaker.objects.filter(pk=pk).first()
+
+
+def _behind(gate_id: int) -> QuerySet[Task]:
+    """Return the tasks that wait behind a door, in the order they will try."""
+    return Task.objects.filter(IS_BLOCKED, blocked_on=gate_id).order_by("-priority", "due_at", "pk")
+
+
+def _interventions(breaker_id: str) -> list[Intervention]:
+    newest = Intervention.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+    rows = Intervention.objects.filter(breaker_id=breaker_id, pk__gt=newest - LOOK_BACK)
+    return list(rows.order_by("-pk")[:MOST_INTERVENTIONS])

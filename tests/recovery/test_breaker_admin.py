@@ -1,11 +1,13 @@
 """Breakers on the console: the list says how each stands, the page lets those who may change that."""
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import cycle
 from typing import Any
 
 import pytest
+from django.contrib.messages import get_messages
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -13,8 +15,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from recovery import admin_words as words
+from recovery import breakers
 from recovery.breaker_rules import Pin, State
-from recovery.models import Breaker
+from recovery.models import Breaker, Intervention
+from recovery.records import By
 from scheduling.models import GateKind, Task, TaskStatus
 from tests.factories import NOW, make_gate, make_schedule, make_task
 
@@ -164,3 +168,366 @@ def test_when_it_probes_in_words(fields: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(("number", "said"), [(0, "0"), (9_999, "9,999"), (10_000, "10,000"), (10_001, "10,000+")])
 def test_tasks_are_counted_so_far(number: int, said: str) -> None:
     assert words.count(number) == said
+
+
+# --- the page of one --------------------------------------------------------------------------------------------
+
+
+def page_of(row: Breaker) -> str:
+    return reverse("admin:recovery_breaker_change", args=(row.pk,))
+
+
+def verb(row: Breaker, name: str) -> str:
+    return reverse(f"admin:recovery_breaker_{name}", args=(row.pk,))
+
+
+def buttons(response: Any) -> list[str]:
+    text = response.content.decode()
+    return re.findall(r'(?:formaction|class="k1-button[^"]*" href)="/admin/recovery/breaker/\d+/(\w+)/"', text)
+
+
+def said(response: Any) -> list[tuple[str, str]]:
+    return [
+        (message.level_tag, re.sub(r"<[^>]+>", "", str(message))) for message in get_messages(response.wsgi_request)
+    ]
+
+
+def test_the_page_tells_the_facts_and_what_is_affected(admin_client: Client) -> None:
+    row = make_breaker("api", State.OPEN, window="sff", openings=2, open_until=timezone.now() + MINUTE)
+    task = parked(row)
+    schedule = make_schedule(circuit_breaker="api", enabled=False)
+    other = make_schedule(circuit_breaker="mail")
+
+    response = admin_client.get(page_of(row))
+
+    text = text_of(response)
+    for fact in ("api open", "Failed calls 2/3", "Next probe in", "1 task", "Held by nobody", "Opened in a row 2"):
+        assert fact in text
+    assert task.task_id in text
+    assert f"{schedule.task_id} disabled" in text
+    assert other.task_id not in text
+    assert 'aria-label="The last 3 calls, newest at the right: 2 failed"' in response.content.decode()
+
+
+def test_who_holds_it_is_told_with_the_reason(admin_client: Client) -> None:
+    row = make_breaker("api", State.OPEN, pin=Pin.OPEN, pinned_by="ana", pin_reason="they move house", pinned_until=NOW)
+
+    assert "ana, open until 2026-03-04 05:06:07 UTC: they move house" in text_of(admin_client.get(page_of(row)))
+
+
+def test_schedules_and_tasks_are_shown_so_far_and_no_further(admin_client: Client) -> None:
+    row = make_breaker("api", State.OPEN)
+    for number in range(25):
+        parked(row, task_id=f"t{number:02}", priority=1 + number % 10)
+        make_schedule(task_id=f"s{number:02}", circuit_breaker="api")
+
+    with CaptureQueriesContext(connection) as captured:
+        response = admin_client.get(page_of(row))
+
+    text = text_of(response)
+    assert ("s19" in text, "s20" in text, "these are the first 20" in text) == (True, False, True)
+    assert response.context["tasks"][0].task_id == "t09"
+    assert len(response.context["tasks"]) == 10
+    assert "All 25" in text
+    assert len(captured) <= 9  # session, user, hold, row, schedules, tasks, waiting, two of interventions
+
+
+def test_the_tasks_behind_it_have_a_list_of_their_own(admin_client: Client) -> None:
+    row, other = make_breaker("api", State.OPEN), make_breaker("mail", State.OPEN)
+    schedule = make_schedule()
+    late = parked(row, task_id="late", priority=2)
+    urgent = parked(row, task_id="urgent", priority=9, schedule=schedule)
+    parked(other)
+    make_task(circuit_breaker="api")
+    tasks = reverse("admin:scheduling_task_changelist")
+
+    def shown(**asked: str) -> list[int]:
+        return [task.pk for task in admin_client.get(tasks, asked).context["cl"].result_list]
+
+    assert f'href="{tasks}?behind=api"' in admin_client.get(page_of(row)).content.decode()
+    assert shown(behind="api") == [urgent.pk, late.pk]
+    assert shown(behind="api", status="blocked") == [urgent.pk, late.pk]
+    assert shown(behind="api", status="queued") == []
+    assert shown(behind="api", schedule=schedule.task_id) == [urgent.pk]
+    assert shown(behind="api", q="la") == [late.pk]
+    assert shown(behind="nobody") == []
+
+
+def test_the_newest_interventions_are_told(admin_client: Client) -> None:
+    row = make_breaker("api")
+    make_breaker("mail")
+    for number in range(22):
+        breakers.configure("api", {"probes": number + 4}, By("ben", f"try {number}"), now=NOW)
+    breakers.open_("api", By("ana", "it is down"), until=NOW + MINUTE, now=NOW)
+    breakers.open_("mail", By("cleo", "not this one"), now=NOW)
+
+    text = text_of(admin_client.get(page_of(row)))
+
+    assert "ana Open state: CLOSED → OPEN, held: – → open, until: – → 2026-03-04 05:07:07 UTC it is down" in text
+    assert ("probes: 24 → 25 try 21" in text, "6 → 7 try 3" in text, "5 → 6 try 2" in text) == (True, True, False)
+    assert "not this one" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, ["open", "close"]),
+        ({"window": "sf"}, ["reset", "open", "close"]),
+        ({"state": State.OPEN}, ["probe", "reset", "open", "close"]),
+        ({"state": State.HALF_OPEN}, ["reset", "open", "close"]),
+        ({"state": State.OPEN, "pin": Pin.OPEN}, ["reset", "open", "close"]),
+    ],
+)
+def test_the_page_has_the_buttons_that_can_do_something(
+    admin_client: Client, fields: dict[str, Any], shown: list[str]
+) -> None:
+    assert buttons(admin_client.get(page_of(make_breaker(**fields)))) == shown
+
+
+def test_who_may_only_look_has_no_buttons(operator: Callable[..., Client]) -> None:
+    row = make_breaker(state=State.OPEN)
+    client = operator("view_breaker", "change_task")
+
+    page = client.get(page_of(row))
+
+    assert (page.status_code, buttons(page), "<form" in page.content.decode().partition("<main")[2]) == (200, [], False)
+    assert "Open for 1 min" in text_of(page)
+    for name in ("probe", "reset", "open", "close", "settings"):
+        assert client.post(verb(row, name), {"until": "1 h"}).status_code == 403
+    assert client.get(verb(row, "open")).status_code == 403
+    assert not Intervention.objects.exists()
+
+
+def test_a_link_does_nothing_and_neither_does_a_forged_form(operator: Callable[..., Client]) -> None:
+    row = make_breaker(state=State.OPEN, window="f")
+    client = operator("view_breaker", "change_breaker")
+    forged = Client(enforce_csrf_checks=True)
+    forged.cookies = client.cookies
+
+    for name in ("probe", "reset", "settings"):
+        assert client.get(verb(row, name)).status_code == 405
+    for name in ("probe", "reset", "open", "close", "settings"):
+        assert forged.post(verb(row, name), {"until": "1 h"}).status_code == 403
+    for name in ("open", "close"):
+        assert client.get(verb(row, name)).status_code == 200
+    assert not Intervention.objects.exists()
+
+
+def test_reset_closes_it_as_new(operator: Callable[..., Client]) -> None:
+    row = make_breaker(state=State.OPEN, window="fff", pin=Pin.OPEN)
+
+    response = operator("change_breaker").post(verb(row, "reset"), {"reason": " it is back\0 "})
+
+    row.refresh_from_db()
+    done = Intervention.objects.get()
+    assert response["Location"] == page_of(row)
+    assert said(response) == [("info", "Reset api: it is closed, and its window is empty.")]
+    assert (row.state, row.pin, row.window, row.gate.closed) == (State.CLOSED, "", "", False)
+    assert (done.action, done.performed_by, done.reason) == ("reset", "ana", "it is back")
+
+
+def test_probe_lets_the_first_task_try(admin_client: Client) -> None:
+    row = make_breaker(state=State.OPEN, open_until=timezone.now() + MINUTE)
+    parked(row)
+    first = parked(row, task_id="first", priority=9)
+
+    response = admin_client.post(verb(row, "probe"))
+
+    row.refresh_from_db()
+    first.refresh_from_db()
+    assert said(response) == [("info", "first tries now.")]
+    assert (row.state, first.status, first.permit) == (State.HALF_OPEN, TaskStatus.QUEUED, row.generation)
+
+
+def test_what_is_refused_says_why(admin_client: Client) -> None:
+    row = make_breaker(state=State.OPEN, open_until=timezone.now() + MINUTE)
+
+    response = admin_client.post(verb(row, "probe"), follow=True)
+
+    assert 'class="warning">Left api as it is. No task waits behind it that could try.' in response.content.decode()
+    assert not Intervention.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "pin", "words"),
+    [("open", State.OPEN, Pin.OPEN, "open"), ("close", State.CLOSED, Pin.CLOSED, "closed")],
+)
+@pytest.mark.parametrize(("chosen", "hours"), [("1 h", 1), ("4 h", 4), ("no end", None)])
+def test_forcing_is_asked_about_and_done(
+    operator: Callable[..., Client], name: str, state: State, pin: Pin, words: str, chosen: str, hours: int | None
+) -> None:
+    row = make_breaker(state=State.OPEN, window="fff")
+    parked(row)
+    client = operator("view_breaker", "change_breaker")
+
+    asked = client.get(verb(row, name))
+    response = client.post(verb(row, name), {"until": chosen, "reason": "maintenance"})
+
+    row.refresh_from_db()
+    assert f"Force {words}" in text_of(asked)
+    assert ("Nothing protects what it calls any more." in text_of(asked)) == (name == "close")
+    assert ("1 task that waits behind it goes" in text_of(asked)) == (name == "close")
+    assert (row.state, row.pin, row.pinned_by, row.pin_reason) == (state, pin, "ana", "maintenance")
+    ((level, text),) = said(response)
+    assert (level, text.startswith(f"Held api {words} until ")) == ("info", True)
+    if hours is None:
+        assert (row.pinned_until, text) == (None, f"Held api {words} until somebody resets it.")
+    else:
+        assert row.pinned_until is not None
+        assert abs(row.pinned_until - timezone.now() - timedelta(hours=hours)) < MINUTE
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [({}, "until"), ({"until": "2 years"}, "until"), ({"until": "1 h", "reason": "x" * 501}, "reason")],
+)
+def test_forcing_without_an_answer_asks_again(admin_client: Client, data: dict[str, str], field: str) -> None:
+    row = make_breaker()
+
+    response = admin_client.post(verb(row, "open"), data)
+
+    assert list(response.context["form"].errors) == [field]
+    assert f'id="id_{field}_error"' in response.content.decode()
+    assert not Intervention.objects.exists()
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+AS_IT_IS = {
+    "window_size": "20",
+    "min_calls": "5",
+    "failure_percent": "50",
+    "open_ms": "1 min",
+    "open_cap_ms": "15 min",
+    "probes": "3",
+}
+
+
+def test_settings_are_shown_as_they_are_and_changed_as_said(operator: Callable[..., Client]) -> None:
+    row = make_breaker(window="s" * 15)
+    client = operator("view_breaker", "change_breaker")
+
+    form = client.get(page_of(row)).context["form"]
+    response = client.post(verb(row, "settings"), AS_IT_IS | {"window_size": "10", "open_ms": "1 min 30 s"})
+
+    row.refresh_from_db()
+    done = Intervention.objects.get()
+    assert {field.name: str(field.value()) for field in form} == AS_IT_IS
+    assert (row.window_size, row.open_ms, row.probes, row.window) == (10, 90_000, 3, "s" * 10)
+    assert (done.action, done.performed_by) == ("configure", "ana")
+    assert said(response) == [("info", "Changed the settings of api; they hold from the next result on.")]
+
+
+def test_settings_of_somebody_else_are_not_put_back(admin_client: Client) -> None:
+    row = make_breaker()
+    breakers.configure("api", {"probes": 7}, By("ben"), now=NOW)
+    form_of_before = AS_IT_IS | {"min_calls": "6", "probes": "7"}
+
+    admin_client.post(verb(row, "settings"), form_of_before)
+
+    row.refresh_from_db()
+    assert (row.probes, row.min_calls) == (7, 6)
+
+
+def test_nothing_changed_is_nothing_done(admin_client: Client) -> None:
+    row = make_breaker()
+
+    response = admin_client.post(verb(row, "settings"), AS_IT_IS)
+
+    assert said(response) == [("info", "The settings of api are as they were.")]
+    assert not Intervention.objects.exists()
+
+
+WRONG = [
+    ({"window_size": 0}, "window_size"),
+    ({"window_size": 1001}, "window_size"),
+    ({"min_calls": 0}, "min_calls"),
+    ({"min_calls": 21}, "min_calls"),
+    ({"window_size": 4}, "min_calls"),
+    ({"failure_percent": 0}, "failure_percent"),
+    ({"failure_percent": 101}, "failure_percent"),
+    ({"open_ms": 99}, "open_ms"),
+    ({"open_ms": 30 * 86_400_000 + 1}, "open_ms"),
+    ({"open_cap_ms": 99}, "open_cap_ms"),
+    ({"open_cap_ms": 59_999}, "open_cap_ms"),
+    ({"open_ms": 900_001}, "open_cap_ms"),
+    ({"probes": 0}, "probes"),
+    ({"probes": 101}, "probes"),
+]
+RIGHT = [
+    {"window_size": 1000, "min_calls": 1000},
+    {"window_size": 1, "min_calls": 1},
+    {"min_calls": 20},
+    {"failure_percent": 1},
+    {"failure_percent": 100},
+    {"open_ms": 100, "open_cap_ms": 100},
+    {"open_ms": 30 * 86_400_000, "open_cap_ms": 30 * 86_400_000},
+    {"probes": 100},
+]
+
+
+def typed(values: dict[str, int]) -> dict[str, str]:
+    return AS_IT_IS | {name: f"{value} ms" if name.endswith("_ms") else str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(("values", "field"), WRONG)
+def test_what_the_api_refuses_is_refused_at_its_field(
+    admin_client: Client, api_client: Callable[..., Any], values: dict[str, int], field: str
+) -> None:
+    row = make_breaker()
+
+    over_api = api_client("error-recovery:admin").patch("/api/v2/circuit-breaker/api", values, format="json")
+    response = admin_client.post(verb(row, "settings"), typed(values))
+
+    assert (over_api.status_code, over_api.json()["error"]["details"][0]["field"]) == (400, field)
+    assert list(response.context["form"].errors) == [field]
+    page = response.content.decode()
+    assert (f'id="id_{field}_error"' in page, "Nothing was changed." in page) == (True, True)
+    assert not Intervention.objects.exists()
+
+
+@pytest.mark.parametrize("values", RIGHT)
+def test_what_the_api_takes_is_taken(
+    admin_client: Client, api_client: Callable[..., Any], values: dict[str, int]
+) -> None:
+    row, other = make_breaker("api"), make_breaker("mail")
+
+    over_api = api_client("error-recovery:admin").patch("/api/v2/circuit-breaker/mail", values, format="json")
+    admin_client.post(verb(row, "settings"), typed(values))
+
+    row.refresh_from_db()
+    other.refresh_from_db()
+    assert over_api.status_code == 200
+    assert {name: getattr(row, name) for name in values} == values == {name: getattr(other, name) for name in values}
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "9" * 400, "<script>", "\0"])
+@pytest.mark.parametrize("field", list(AS_IT_IS))
+def test_nonsense_is_no_setting(admin_client: Client, field: str, text: str) -> None:
+    row = make_breaker()
+
+    response = admin_client.post(verb(row, "settings"), AS_IT_IS | {field: text})
+
+    assert field in response.context["form"].errors
+    assert "<script>" not in response.content.decode()
+    assert not Intervention.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["change", "probe", "reset", "open", "close", "settings"])
+def test_a_breaker_that_is_gone_is_not_found(admin_client: Client, name: str) -> None:
+    row = make_breaker()
+    breakers.delete("api", By("ana"), now=NOW)
+
+    assert admin_client.post(verb(row, name), {"until": "1 h"}).status_code == 404
+
+
+def test_no_page_of_a_breaker_has_inline_scripts_or_styles(admin_client: Client) -> None:
+    row = make_breaker(state=State.OPEN, window="sf", pin_reason="<b>")
+    parked(row)
+
+    pages = [admin_client.get(page_of(row)), admin_client.get(verb(row, "open")), admin_client.get(verb(row, "close"))]
+    pages.append(admin_client.post(verb(row, "settings"), {}))
+
+    for page in pages:
+        text = page.content.decode()
+        assert re.findall(r"<script(?![^>]*\ssrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", text) == []
