@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from k1node.events.models import Event
 from recovery import holds
@@ -12,7 +13,7 @@ from recovery.holds import HoldRefuses
 from recovery.models import Hold, Intervention
 from recovery.records import By
 from scheduling import claims, parking
-from tests.databases import Rival, only_postgresql
+from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, make_task
 
 pytestmark = pytest.mark.django_db
@@ -55,6 +56,17 @@ def test_the_clock_ends_it_when_its_time_is_over() -> None:
 
     assert len(take()) == 1
     assert Hold.objects.get().ended_by == "clock"
+
+
+@only_sqlite
+def test_looking_for_it_is_a_look_into_its_index() -> None:
+    with CaptureQueriesContext(connection) as captured:
+        assert holds.current() is None
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {captured[0]['sql']}")
+        plan = " ".join(str(row) for row in cursor.fetchall())
+    assert "hold_once" in plan
 
 
 def test_one_without_an_end_is_never_ended_by_the_clock() -> None:
