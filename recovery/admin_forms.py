@@ -31,8 +31,8 @@ class UntilForm(forms.Form):
     )
     until = forms.ChoiceField(label="For how long", widget=forms.RadioSelect, initial=USUAL)
 
-    def __init__(self, *args: Any, without_end: str, **kwargs: Any) -> None:
-        super().__init__(*args, label_suffix="", **kwargs)
+    def __init__(self, data: Mapping[str, Any] | None = None, *, without_end: str) -> None:
+        super().__init__(data, label_suffix="")
         until = self.fields["until"]
         assert isinstance(until, forms.ChoiceField)
         until.choices = [*((length, length) for length in LENGTHS), (NO_END, without_end)]

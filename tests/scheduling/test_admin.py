@@ -290,8 +290,8 @@ def test_page_of_a_schedule_asks_a_fixed_number_of_questions(
 
     admin_client.get(page_of(schedule))  # what Django looks up once in a process
 
-    # Session, user, schedule twice (form and stored), policies, ledger, runs, statistics.
-    with django_assert_num_queries(8):
+    # Session, user, hold, schedule twice (form and stored), policies, ledger, runs, statistics.
+    with django_assert_num_queries(9):
         admin_client.get(page_of(schedule))
 
 
@@ -362,8 +362,8 @@ def test_list_of_schedules_asks_a_fixed_number_of_questions(
         make_task(schedule=schedule)
         ScheduleTally.objects.create(schedule=schedule, shard=0)
 
-    # Session, user, count, rows, newest tasks, those tasks, statistics.
-    with django_assert_num_queries(7):
+    # Session, user, hold, count, rows, newest tasks, those tasks, statistics.
+    with django_assert_num_queries(8):
         admin_client.get(SCHEDULES)
 
 
@@ -547,8 +547,8 @@ def test_list_of_tasks_asks_a_fixed_number_of_questions(
     for _ in range(count):
         make_task(schedule=make_schedule(), status=TaskStatus.FAILED, last_error="no")
 
-    # Session, user, rows, names of schedules.
-    with django_assert_num_queries(4):
+    # Session, user, hold, rows, names of schedules.
+    with django_assert_num_queries(5):
         admin_client.get(TASKS)
 
 
@@ -672,8 +672,8 @@ def test_page_of_a_task_asks_a_fixed_number_of_questions(admin_client: Client, d
         write(task, 0, b"x", fence=number)
         make_task(origin=task)
 
-    # Session, user, task, interventions, attempts, output, retries.
-    with django_assert_num_queries(7):
+    # Session, user, hold, task, interventions, attempts, output, retries.
+    with django_assert_num_queries(8):
         admin_client.get(page_of(task))
 
 
