@@ -92,6 +92,16 @@ def next_probe(row: Breaker, now: datetime) -> str:
     return display.both(at, now) if at > now else "due now"
 
 
+def next_probe_in_line(row: Breaker, now: datetime) -> str:
+    """Return when a breaker that is not closed tries again, as part of a sentence."""
+    if row.state == State.HALF_OPEN:
+        return f"probing now, {row.successes} of {row.probes} succeeded"
+    at = row.pinned_until if row.pin else row.open_until
+    if at is None and row.pin:
+        return "no probe before a reset"
+    return f"probes {display.relative(at, now)}" if at is not None and at > now else "probes now"
+
+
 def held(row: Breaker) -> str:
     """Return who holds a breaker, which way, until when and why."""
     if row.pin == Pin.NONE:

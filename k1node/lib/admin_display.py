@@ -40,6 +40,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "breaker closed": ("ok", "switch-closed"),
     "breaker open": ("bad", "switch-open"),
     "breaker half-open": ("warn", "switch-half"),
+    "held": ("pause", "hand"),
     "enabled": ("ok", "tick"),
     "disabled": ("off", "slash"),
     "ended": ("off", "chevron"),

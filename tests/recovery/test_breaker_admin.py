@@ -57,7 +57,7 @@ def cells(response: Any, column: str) -> list[str]:
 
 
 def test_the_list_says_how_each_breaker_stands(admin_client: Client) -> None:
-    row = make_breaker("api", State.OPEN, window="sfff", open_until=timezone.now() + timedelta(minutes=5, seconds=1))
+    row = make_breaker("api", State.OPEN, window="sfff", open_until=timezone.now() + timedelta(hours=5, seconds=30))
     make_breaker("mail", window="ssss")
     make_breaker("pay", State.HALF_OPEN, successes=1, permits=3)
     make_breaker("sms", State.OPEN, pin=Pin.OPEN, pinned_by="ana", pin_reason="they move house")
@@ -76,7 +76,7 @@ def test_the_list_says_how_each_breaker_stands(admin_client: Client) -> None:
     assert cells(page, "schedules") == ["1", "1", "0", "0"]
     assert cells(page, "held") == ["–", "–", "–", "ana, open until it is reset: they move house"]
     probes = cells(page, "next_probe")
-    assert probes[0].startswith("in 5 min")
+    assert probes[0].startswith("in 5 h")
     assert probes[1:] == ["–", "probing now 1 of 3 succeeded", "not before a reset"]
 
 

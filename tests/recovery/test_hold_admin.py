@@ -60,13 +60,13 @@ def pages() -> list[str]:
 def test_every_page_says_that_everything_is_held(admin_client: Client) -> None:
     addresses = pages()
     assert [banner(admin_client.get(address)) for address in addresses] == [""] * len(addresses)
-    until = timezone.now() + timedelta(hours=2, seconds=1)
-    holds.hold(By("ana", "the database moves"), until=until, now=timezone.now() - MINUTE)
+    until = timezone.now() + timedelta(hours=2, seconds=30)
+    holds.hold(By("ana", "the database moves"), until=until, now=timezone.now() - 60 * MINUTE)
 
     for address in addresses:
         text = banner(admin_client.get(address))
 
-        assert text.startswith("Everything is held: nothing starts. Since 1 min ago by ana, until ")
+        assert text.startswith("Everything is held: nothing starts. Since 1 h ago by ana, until ")
         assert f"until {until:%Y-%m-%d %H:%M:%S} UTC ( in 2 h ): the database moves Release" in text
 
 
