@@ -22,8 +22,8 @@ from recovery import (  # noqa: F401  (some only register their pages)
     hold_admin,
     interventions,
 )
-from recovery.admin_words import by, changes, refusal
-from recovery.models import Intervention
+from recovery.admin_words import by, changes, refusal, state_badge
+from recovery.models import Breaker, Intervention
 from recovery.records import By
 from scheduling import steering, tasks
 from scheduling.admin.records import TaskFilter
@@ -77,8 +77,12 @@ class OperatedTaskAdmin(TaskAdmin):
         """Return the verbs that the task's state allows, and what was done to it."""
         rows = Intervention.objects.filter(task=task).order_by("-pk")[:MOST_SHOWN]
         verbs = steering.possible(task) if request.user.has_perm("scheduling.change_task") else ()
+        # Not there before the first result of a task that names it.
+        breaker = Breaker.objects.filter(breaker_id=task.circuit_breaker).first() if task.circuit_breaker else None
         return {
             "explanation": self._explanation(task),
+            "breaker": breaker,
+            "breaker_badge": state_badge(breaker) if breaker else "",
             "verbs": [
                 (LABELS[verb], reverse("admin:scheduling_task_do", args=(task.pk, verb)), verb) for verb in verbs
             ],

@@ -12,10 +12,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from recovery import interventions
-from recovery.models import Intervention
+from recovery.models import Breaker, Intervention
 from recovery.records import By
-from scheduling.models import Task, TaskStatus
-from tests.factories import NOW, make_task
+from scheduling.models import GateKind, Task, TaskStatus
+from tests.factories import NOW, make_gate, make_task
 
 pytestmark = pytest.mark.django_db
 
@@ -152,6 +152,23 @@ def test_who_may_press_the_buttons_may_do_it_through_the_api(operator: Callable[
     pressed = operator("view_task", "change_task").post("/api/v2/tasks/job/cancel", content_type="application/json")
 
     assert pressed.status_code == 202
+
+
+def test_the_page_leads_to_the_breaker_that_the_task_names(admin_client: Client) -> None:
+    task = make_task(circuit_breaker="api")
+    fact = re.compile(r"<dt>Breaker</dt><dd>(.*?)</dd>")
+
+    def shown(task: Task) -> list[str]:
+        return fact.findall(admin_client.get(page_of(task)).content.decode())
+
+    assert shown(task) == ["api"]
+    row = Breaker.objects.create(
+        breaker_id="api", state="OPEN", gate=make_gate(kind=GateKind.BREAKER, closed=True), changed_at=NOW
+    )
+    (linked,) = shown(task)
+    assert f'<a href="{reverse("admin:recovery_breaker_change", args=(row.pk,))}">api</a>' in linked
+    assert "switch-open" in linked
+    assert shown(make_task()) == []
 
 
 def test_a_link_does_nothing(admin_client: Client) -> None:
