@@ -85,7 +85,7 @@ def next_probe(row: Breaker, now: datetime) -> str:
     if row.state == State.CLOSED:
         return display.NOTHING
     if row.state == State.HALF_OPEN:
-        return display.two_lines("probing now", f"{row.successes} of {row.probes} succeeded")
+        return display.two_lines("probing", f"{row.successes} of {row.probes} succeeded")
     at = row.pinned_until if row.pin else row.open_until
     if at is None:
         return "not before a reset" if row.pin else "due now"
@@ -95,7 +95,7 @@ def next_probe(row: Breaker, now: datetime) -> str:
 def next_probe_in_line(row: Breaker, now: datetime) -> str:
     """Return when a breaker that is not closed tries again, as part of a sentence."""
     if row.state == State.HALF_OPEN:
-        return f"probing now, {row.successes} of {row.probes} succeeded"
+        return f"probing, {row.successes} of {row.probes} succeeded"
     at = row.pinned_until if row.pin else row.open_until
     if at is None and row.pin:
         return "no probe before a reset"

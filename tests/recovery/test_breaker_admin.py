@@ -77,7 +77,7 @@ def test_the_list_says_how_each_breaker_stands(admin_client: Client) -> None:
     assert cells(page, "held") == ["–", "–", "–", "ana, open until it is reset: they move house"]
     probes = cells(page, "next_probe")
     assert probes[0].startswith("in 5 h")
-    assert probes[1:] == ["–", "probing now 1 of 3 succeeded", "not before a reset"]
+    assert probes[1:] == ["–", "probing 1 of 3 succeeded", "not before a reset"]
 
 
 def test_a_closed_breaker_looks_good_and_a_closed_gate_does_not(admin_client: Client) -> None:

@@ -53,7 +53,7 @@ def test_breakers_that_are_not_closed_and_the_hold_are_named(admin_client: Clien
         "held Everything since 3 h ago by ana",
         "open api since 1 h ago · 2 tasks wait · probes in 5 h",
         "open sms since 2 h ago · 0 tasks wait · no probe before a reset · held by ben",
-        "half-open geo since 1 h ago · 0 tasks wait · probing now, 1 of 3 succeeded",
+        "half-open geo since 1 h ago · 0 tasks wait · probing, 1 of 3 succeeded",
     ]
     for page in (("recovery_breaker", row.pk), ("recovery_hold", held.pk)):
         assert f'href="{reverse(f"admin:{page[0]}_change", args=(page[1],))}"' in response.content.decode()
