@@ -172,6 +172,7 @@ class BreakerAdmin(KeysetAdmin):
             "interventions": [(each, words.changes(each)) for each in _interventions(row.breaker_id)],
             "look_back": LOOK_BACK,
             "form": form,
+            "reason": request.POST.get("reason", ""),
             "may_change": may_change,
             "can_probe": row.state == State.OPEN and not row.pin,
             "can_reset": bool(row.state != State.CLOSED or row.pin or row.window),
@@ -235,7 +236,7 @@ class BreakerAdmin(KeysetAdmin):
         def work(now: datetime) -> SafeString:
             if not (values := form.values()):
                 return format_html("The settings of {} are as they were.", row.breaker_id)
-            breakers.configure(row.breaker_id, values, By(request.user.get_username()), now=now)
+            breakers.configure(row.breaker_id, values, words.by(request), now=now)
             return format_html("Changed the settings of {}; they hold from the next result on.", row.breaker_id)
 
         return self._done(request, row, work)

@@ -408,13 +408,15 @@ def test_settings_are_shown_as_they_are_and_changed_as_said(operator: Callable[.
     client = operator("view_breaker", "change_breaker")
 
     form = client.get(page_of(row)).context["form"]
-    response = client.post(verb(row, "settings"), AS_IT_IS | {"window_size": "10", "open_ms": "1 min 30 s"})
+    response = client.post(
+        verb(row, "settings"), AS_IT_IS | {"window_size": "10", "open_ms": "1 min 30 s", "reason": "it is slow"}
+    )
 
     row.refresh_from_db()
     done = Intervention.objects.get()
     assert {field.name: str(field.value()) for field in form} == AS_IT_IS
     assert (row.window_size, row.open_ms, row.probes, row.window) == (10, 90_000, 3, "s" * 10)
-    assert (done.action, done.performed_by) == ("configure", "ana")
+    assert (done.action, done.performed_by, done.reason) == ("configure", "ana", "it is slow")
     assert said(response) == [("info", "Changed the settings of api; they hold from the next result on.")]
 
 
