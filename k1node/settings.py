@@ -1,6 +1,7 @@
 """One settings file. Every value an operator may set comes from the environment, through loud helpers."""
 
 import os
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ K1NODE_HANDLER_ROOT = Path(_root).resolve() if _root else None
 K1NODE_HANDLER_INTERPRETERS = env_list("K1NODE_HANDLER_INTERPRETERS", "bash,sh,python3")
 K1NODE_HANDLER_ENV = env_list("K1NODE_HANDLER_ENV")  # names passed on to commands
 K1NODE_HANDLER_MODULES = env_list("K1NODE_HANDLER_MODULES")  # Python modules that register handlers
+
+# --- mail, for notices; nothing is sent without EMAIL_HOST ------------------------------------------------------
+EMAIL_HOST = env_str("EMAIL_HOST")
+EMAIL_HOST_USER = env_str("EMAIL_HOST_USER")
+EMAIL_HOST_PASSWORD = os.environ.get("EMAIL_HOST_PASSWORD", "")
+EMAIL_USE_SSL = env_bool("EMAIL_USE_SSL", False)  # TLS from the first byte
+# STARTTLS; a password does not go through the network in the clear unless that is wished for.
+EMAIL_USE_TLS = env_bool("EMAIL_USE_TLS", bool(EMAIL_HOST_USER) and not EMAIL_USE_SSL)
+if EMAIL_USE_SSL and EMAIL_USE_TLS:
+    raise ImproperlyConfigured("EMAIL_USE_TLS and EMAIL_USE_SSL exclude each other: use TLS for port 587, SSL for 465.")
+EMAIL_PORT = env_int("EMAIL_PORT", 465 if EMAIL_USE_SSL else 587 if EMAIL_USE_TLS else 25, low=1, high=65535)
+EMAIL_TIMEOUT = 10  # seconds that the server may take for one answer
+DEFAULT_FROM_EMAIL = env_str("DEFAULT_FROM_EMAIL", EMAIL_HOST_USER if "@" in EMAIL_HOST_USER else "k1node@localhost")
+if "@" not in parseaddr(DEFAULT_FROM_EMAIL)[1]:
+    raise ImproperlyConfigured(f"DEFAULT_FROM_EMAIL must be an e-mail address, not {DEFAULT_FROM_EMAIL!r}.")
+# Where people reach this node's console, for links in mails; without one a mail has none.
+K1NODE_URL = env_str("K1NODE_URL").rstrip("/")
+if K1NODE_URL and not K1NODE_URL.startswith(("http://", "https://")):
+    raise ImproperlyConfigured(f"K1NODE_URL must begin with http:// or https://, not {K1NODE_URL!r}.")
 
 # --- retention, in days -----------------------------------------------------------------------------------------
 K1NODE_KEEP_TASK_DAYS = env_int("K1NODE_KEEP_TASK_DAYS", 30, low=1)  # tasks, attempts, output, slots

@@ -1,9 +1,10 @@
-"""The rows of recovery: circuit breakers, holds, dead letters, and what operators did."""
+"""The rows of recovery: breakers, holds, dead letters, what operators did, and who is told when something fails."""
 
 from django.db import models
 from django.db.models import Q
 
 from recovery.breaker_rules import Pin, State
+from recovery.notice_rules import DEFAULT_WINDOW, WINDOWS, check_addresses, check_kinds, usual_kinds
 from scheduling.models import Gate, Schedule, Task
 
 
@@ -185,3 +186,84 @@ class Intervention(models.Model):
         if self.task_id is not None:
             return f"task {self.task_id}"
         return f"breaker {self.breaker_id}" if self.breaker_id else "everything"
+
+
+class NoticeRule(models.Model):
+    """Whom to tell by e-mail about what; operators write it, the post of its mails notes how they fare.
+
+    What happens within a window makes one mail. How that goes is in recovery.notices.
+    """
+
+    name = models.CharField(max_length=120, unique=True)
+    enabled = models.BooleanField(default=True)
+    addresses = models.JSONField(validators=[check_addresses])
+    kinds = models.JSONField(default=usual_kinds, validators=[check_kinds])  # recovery.notice_rules.Kind
+    # Null is everything. No constraint: a rule outlives its schedule, and then nothing matches it.
+    schedule = models.ForeignKey(
+        Schedule, models.DO_NOTHING, null=True, blank=True, db_constraint=False, db_index=False, related_name="+"
+    )
+    window_seconds = models.PositiveIntegerField(default=DEFAULT_WINDOW)
+    last_sent_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_error = models.TextField(blank=True, editable=False)  # why its mail does not go; cleared by one that does
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (models.CheckConstraint(condition=Q(window_seconds__range=WINDOWS), name="notice_window"),)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class NoticeMail(models.Model):
+    """One mail of a rule: what it tells, collected by the reader until it is sealed, then sent until it has gone."""
+
+    rule = models.ForeignKey(NoticeRule, models.SET_NULL, null=True, related_name="mails")
+    rule_name = models.CharField(max_length=120)
+    counts = models.JSONField(default=dict)  # by kind
+    samples = models.JSONField(default=list)  # recovery.notices.Sample
+    began_at = models.DateTimeField()  # the first and the last of what it tells
+    ended_at = models.DateTimeField()
+    due_at = models.DateTimeField()  # when to send it, or to try again
+    sealed_at = models.DateTimeField(null=True)  # its text is fixed from here on
+    message_id = models.CharField(max_length=200, blank=True)  # of every try
+    tries = models.PositiveIntegerField(default=0)
+    reached = models.JSONField(default=list)  # addresses that have it, or whose server never will take it
+    sent_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(fields=("rule",), condition=Q(sealed_at__isnull=True), name="notice_collecting"),
+        )
+        indexes = (
+            # for the post: what is to be sent
+            models.Index(fields=("due_at",), condition=Q(sent_at__isnull=True), name="notice_mail_due"),
+            # for the pruner
+            models.Index(fields=("sent_at",), condition=Q(sent_at__isnull=False), name="notice_mail_age"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.rule_name} {self.began_at:%Y-%m-%d %H:%M}"
+
+
+class NoticeReader(models.Model):
+    """How far the event log has been read for notices, and which node reads it: one row, moved by recovery.notices."""
+
+    owner = models.CharField(max_length=80, blank=True)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    # Both null while no rule is enabled and nobody reads.
+    cursor_xid = models.BigIntegerField(null=True, blank=True)
+    cursor_id = models.BigIntegerField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return f"read by {self.owner or 'nobody'}"
+
+
+class FailingSchedule(models.Model):
+    """A schedule whose latest run to end has failed, noted by the reader until a later one completes."""
+
+    schedule = models.OneToOneField(Schedule, models.DO_NOTHING, db_constraint=False, related_name="+")
+    task = models.ForeignKey(Task, models.DO_NOTHING, db_constraint=False, db_index=False, related_name="+")
+    failed_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"schedule {self.schedule_id}"
