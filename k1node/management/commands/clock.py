@@ -1,4 +1,4 @@
-"""The time loop as a process, started by `up`."""
+"""The time loop and, beside it, the notifier as a process, started by `up`."""
 
 import signal
 import threading
@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from k1node import notifier
 from k1node.clock import Clock
 from k1node.lib import lifeline
 
@@ -21,4 +22,5 @@ class Command(BaseCommand):
             signal.signal(number, lambda *_: stop.set())
         lifeline.watch(stop.set)
         lifeline.end_this_process_with_up(STUCK_SECONDS)
+        notifier.start(stop)
         Clock().run(stop.is_set)
