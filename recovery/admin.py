@@ -21,6 +21,7 @@ from recovery import (  # noqa: F401  (some only register their pages)
     explain,
     hold_admin,
     interventions,
+    notice_admin,
 )
 from recovery.admin_words import by, changes, refusal, state_badge
 from recovery.models import Breaker, Intervention

@@ -227,7 +227,7 @@ class NoticeMail(models.Model):
     sealed_at = models.DateTimeField(null=True)  # its text is fixed from here on
     message_id = models.CharField(max_length=200, blank=True)  # of every try
     tries = models.PositiveIntegerField(default=0)
-    reached = models.JSONField(default=list)  # addresses that have it, or whose server never will take it
+    reached = models.JSONField(default=list)  # addresses that have it
     sent_at = models.DateTimeField(null=True)
 
     class Meta:

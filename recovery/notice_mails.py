@@ -1,8 +1,8 @@
 """Sending the mails of notices: what they say, and what becomes of one that the server does not take.
 
 Nothing here runs inside a transaction: a server may take its time. A mail is claimed by moving its `due_at` ahead, so
-one whose sender dies is sent again by whoever looks after that; it bears the same Message-ID and the same text, by which
-its readers know it. See recovery.notices for the states.
+one whose sender dies is sent again by whoever looks after that; it bears the same Message-ID and the same text, by
+which its readers know it. See recovery.notices for the states.
 """
 
 import logging
@@ -153,7 +153,7 @@ def _failed(mail: NoticeMail, reached: list[str], error: str, *, now: datetime) 
     due_at = now + rules.wait_after(mail.tries)
 
     def work() -> None:
-        NoticeRule.objects.filter(pk=mail.rule_id).update(last_error=error)
+        NoticeRule.objects.filter(mails=mail).update(last_error=error)
         # Unless somebody else has tried in the meantime, because this try took too long.
         NoticeMail.objects.filter(pk=mail.pk, sent_at=None, tries=mail.tries).update(due_at=due_at, reached=reached)
 
@@ -165,7 +165,7 @@ def _gone(mail: NoticeMail, reached: list[str], error: str, *, now: datetime) ->
     logger.info("Notice sent", extra={"rule": mail.rule_name, "message_id": mail.message_id, "refused": error})
 
     def work() -> None:
-        rule = NoticeRule.objects.select_for_update().filter(pk=mail.rule_id).first()
+        rule = NoticeRule.objects.select_for_update().filter(pk=mail.rule.pk).first() if mail.rule else None
         NoticeMail.objects.filter(pk=mail.pk, sent_at=None).update(sent_at=now, reached=reached)
         if rule is None:
             return

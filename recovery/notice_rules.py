@@ -72,7 +72,7 @@ def due(window_seconds: int, last_sent_at: datetime | None, *, now: datetime) ->
 
 def wait_after(tries: int) -> timedelta:
     """Return the wait after so many tries in a row that have failed: 30 s, doubling to 15 min."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(tries - 1, 10))
+    return min(LONGEST_WAIT, FIRST_WAIT * (1 << min(tries - 1, 10)))
 
 
 def total_words(counts: dict[str, int]) -> str:

@@ -10,7 +10,7 @@ event ──(reader)──▶ mail, collecting ──(due: seal)──▶ sealed
 | State | Who changes it |
 |---|---|
 | `NoticeRule` | operators; `last_sent_at` and `last_error` the post (recovery.notice_mails) |
-| `NoticeReader`, one row | the cursor: whoever holds its lease, conditional on owner and cursor; null while no rule is enabled |
+| `NoticeReader`, one row | its lease's holder, conditional on owner and cursor; keep() and forget() begin and end it |
 | `NoticeMail` | counts and samples: the reader, only while it collects; from the seal on: the post |
 | `FailingSchedule` | the reader: made by a final failure, deleted when a later run of the schedule has completed |
 
@@ -134,9 +134,9 @@ def read(owner: str, *, now: datetime) -> bool:
         return False
     if reader is None or not wanting or not _hold(reader, owner, now=now):
         return False
-    kinds = {kind for rule in wanting for kind in rule.kinds}
+    kinds = {Kind(kind) for rule in wanting for kind in rule.kinds if kind in Kind.values}
     start = Cursor(reader.cursor_xid or 0, reader.cursor_id or 0)
-    events, end, more = _next(start, {EVENTS[Kind(kind)] for kind in kinds})
+    events, end, more = _next(start, {EVENTS[kind] for kind in kinds})
     if end != start:
         notices = _notices(events)
 
@@ -190,7 +190,9 @@ def _notices(events: Sequence[LoggedEvent]) -> list[Notice]:
     for event in events:
         kind, data = KIND_OF[event.name], event.data
         if kind in (Kind.OPENED, Kind.CLOSED):
-            notices.append(Notice(kind, event.occurred_at, str(data["breaker_id"]), one_line(data.get("reason"))))
+            notices.append(
+                Notice(kind, event.occurred_at, str(data.get("breaker_id", "")), one_line(data.get("reason")))
+            )
         else:
             task_id = str(data.get("task_id", ""))
             text = one_line(data.get("error") or data.get("error_message"))
@@ -286,7 +288,7 @@ def _note_failing(notices: Iterable[Notice]) -> None:
             schedule_id=notice.schedule, task_id=notice.task, failed_at=notice.ended_at or notice.at
         )
         for notice in notices
-        if notice.kind is Kind.FAILED and notice.schedule is not None
+        if notice.kind is Kind.FAILED and notice.schedule is not None and notice.task is not None
     }
     FailingSchedule.objects.bulk_create(
         failed.values(),

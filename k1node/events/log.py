@@ -1,10 +1,10 @@
 """Writing and reading the event log.
 
-Everybody who follows the log (fan-out to webhooks, live pages, notices) uses `read_after` or `read_named`, and remembers
-the Cursor it gives.
-On SQLite write transactions exclude each other, so ids appear in order and the last id is cursor enough. On PostgreSQL
-an id is taken before the commit, so a row with a lower id can appear after one with a higher id: rows are read in the
-order (xid, id) and only below the oldest transaction still running, beyond which nothing can appear any more.
+Everybody who follows the log (fan-out to webhooks, live pages, notices) uses `read_after` or `read_named`, and
+remembers the Cursor it gives. On SQLite write transactions exclude each other, so ids appear in order and the last id
+is cursor enough. On PostgreSQL an id is taken before the commit, so a row with a lower id can appear after one with a
+higher id: rows are read in the order (xid, id) and only below the oldest transaction still running, beyond which
+nothing can appear any more.
 """
 
 from collections.abc import Collection, Sequence
@@ -86,7 +86,7 @@ def read_named(cursor: Cursor, names: Collection[str], limit: int = 1000) -> tup
     with connection.cursor() as db:
         # Nothing can appear any more between the two ends, so two statements see the same rows.
         if connection.vendor == "postgresql":
-            start = [str(cursor.xid), cursor.id]
+            start: list[Any] = [str(cursor.xid), cursor.id]
             db.execute(
                 "SELECT xid::text::bigint, id FROM (SELECT xid, id FROM events_event"
                 " WHERE (xid, id) > (%s::text::xid8, %s) AND xid < pg_snapshot_xmin(pg_current_snapshot())"
