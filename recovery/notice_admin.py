@@ -32,7 +32,8 @@ class AddressesField(forms.CharField):
         return "\n".join(map(str, value)) if isinstance(value, list) else value
 
     def to_python(self, value: Any) -> Any:
-        return [address for address in re.split(r"[\s,;]+", super().to_python(self.prepare_value(value))) if address]
+        text = super().to_python(self.prepare_value(value)) or ""
+        return [address for address in re.split(r"[\s,;]+", text) if address]
 
 
 class NoticeRuleForm(forms.ModelForm):  # type: ignore[type-arg]

@@ -48,6 +48,7 @@ ENOUGH = 500  # events to work on in one transaction
 SAMPLES = 20  # of each kind in a mail; it shows as many of all
 MOST_ERROR = 300  # characters
 LATER_RUNS = 100  # of a failing schedule, looked at for one that completed
+EDITABLE = ("name", "enabled", "addresses", "kinds", "schedule", "window_seconds")
 KIND_OF = {EVENTS[kind]: kind for kind in Kind if kind is not Kind.RECOVERED}
 
 
@@ -82,9 +83,12 @@ def keep(rule: NoticeRule, *, now: datetime) -> None:
 
     def work() -> None:
         reader = _locked_reader()
-        rule.save()
+        rule.save(update_fields=None if rule._state.adding else EDITABLE)
         due_at = rules.due(rule.window_seconds, rule.last_sent_at, now=now)
         NoticeMail.objects.filter(rule=rule, sealed_at=None).update(due_at=due_at)
+        if rule.last_error:
+            # It may have been an address, so its mail is tried again at once.
+            NoticeMail.objects.filter(rule=rule, sealed_at__isnull=False, sent_at=None).update(due_at=now)
         _begin_or_rest(reader)
 
     sql.in_transaction(work)

@@ -19,13 +19,15 @@ from typing import Any
 
 import pytest
 
+MORE_SETTINGS = {"NODE_ENV", "ALLOWED_HOSTS", "PORT", "DEFAULT_FROM_EMAIL"}
+
 
 def _prepare_environment() -> Path:
     """Set what the settings read, the same on every machine, and return this process's own data folder."""
     # A worker's folder lies in its controller's, which is removed at the end even if the worker was killed.
     parent = os.environ.get("K1NODE_DATA") if "PYTEST_XDIST_WORKER" in os.environ else None
     for name in list(os.environ):
-        if name.startswith("K1NODE_") or name in ("NODE_ENV", "ALLOWED_HOSTS", "PORT"):
+        if name.startswith(("K1NODE_", "EMAIL_")) or name in MORE_SETTINGS:
             del os.environ[name]
     data = Path(tempfile.mkdtemp(prefix="k1node-test-", dir=parent))
     if servers := [host for host in os.environ.get("K1_TEST_DB_HOSTS", "").split(",") if host]:

@@ -23,7 +23,16 @@ from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
 from k1node.operations import jobs
 from k1node.operations.models import Item, Operation
-from recovery.models import Breaker, DeadLetter, Hold, Intervention
+from recovery.models import (
+    Breaker,
+    DeadLetter,
+    FailingSchedule,
+    Hold,
+    Intervention,
+    NoticeMail,
+    NoticeReader,
+    NoticeRule,
+)
 from scheduling.models import (
     Attempt,
     Gate,
@@ -96,6 +105,31 @@ def rows() -> dict[type[models.Model], models.Model]:
         Operation: operation,
         Item: operation.items.get(),
         Hold: Hold.objects.create(reason=HOSTILE, created_by=HOSTILE, since=NOW),
+        NoticeRule: (
+            rule := NoticeRule.objects.create(
+                name=HOSTILE, addresses=["ana@example.org"], schedule=schedule, last_error=HOSTILE
+            )
+        ),
+        NoticeMail: NoticeMail.objects.create(
+            rule=rule,
+            rule_name=HOSTILE,
+            counts={"failed": 1},
+            samples=[
+                {
+                    "kind": "failed",
+                    "at": NOW.isoformat(),
+                    "subject": HOSTILE,
+                    "schedule": HOSTILE,
+                    "text": HOSTILE,
+                    "task": task.pk,
+                }
+            ],
+            began_at=NOW,
+            ended_at=NOW,
+            due_at=NOW,
+        ),
+        NoticeReader: NoticeReader.objects.create(owner=HOSTILE),
+        FailingSchedule: FailingSchedule.objects.create(schedule=schedule, task=task, failed_at=NOW),
         RetryPolicy: RetryPolicy.objects.get(pk="standard"),
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
         MinuteCounter: MinuteCounter.objects.create(minute=NOW, policy="standard", worker=HOSTILE),
@@ -212,6 +246,9 @@ MACHINE_WRITTEN = [
     DeadLetter,
     Operation,
     Item,
+    NoticeMail,
+    NoticeReader,
+    FailingSchedule,
 ]
 
 
@@ -293,7 +330,23 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("model", [Task, Attempt, OutputChunk, Slot, Gate, Event, Intervention, Breaker, Hold])
+@pytest.mark.parametrize(
+    "model",
+    [
+        Task,
+        Attempt,
+        OutputChunk,
+        Slot,
+        Gate,
+        Event,
+        Intervention,
+        Breaker,
+        Hold,
+        DeadLetter,
+        Operation,
+        NoticeMail,
+    ],
+)
 def test_growing_lists_never_count_and_never_skip(
     admin_client: Client, rows: dict[Any, Any], model: type[models.Model], django_assert_max_num_queries: Any
 ) -> None:
