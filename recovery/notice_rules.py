@@ -52,7 +52,7 @@ def check_addresses(addresses: object) -> None:
         raise ValidationError(f"Must be at most {MOST_ADDRESSES} addresses.", code="many")
     for address in addresses:
         try:
-            validate_email(address)
+            validate_email(address if isinstance(address, str) else None)
         except ValidationError:
             raise ValidationError(f"Is not an e-mail address: {address}", code="address") from None
     if len({address.lower() for address in addresses}) < len(addresses):

@@ -106,6 +106,44 @@ def test_a_fact_of_a_transaction_that_fails_never_happened(now: datetime) -> Non
     assert names(log.read_after(Cursor())) == ["b"]
 
 
+def test_a_follower_of_some_names_passes_the_others_over() -> None:
+    publish("a", "b", "a")
+    publish("b", "c")
+
+    cursor, pages = Cursor(), []
+    while True:
+        events, end = log.read_named(cursor, ["a", "c"], limit=2)
+        if end == cursor:
+            break
+        pages.append(names(events))
+        cursor = end
+
+    assert pages == [["a"], ["a"], ["c"]]
+    assert cursor == log.end()
+    assert log.read_named(cursor, ["a"]) == ([], cursor)
+
+
+def test_a_follower_of_some_names_reads_what_all_would() -> None:
+    publish("a", "b")
+    publish("a")
+
+    events, end = log.read_named(Cursor(), {"a", "b"})
+
+    assert events == log.read_after(Cursor())
+    assert end == events[-1].cursor
+
+
+@only_postgresql
+def test_a_follower_of_some_names_does_not_step_over_a_late_commit(rival: Rival) -> None:
+    with transaction.atomic():
+        log.publish("late", {}, now=NOW)  # takes the lower id
+        rival.do(publish, "early")
+        seen, cursor = rival.do(log.read_named, Cursor(), ["late", "early"])
+
+    after, _ = log.read_named(cursor, ["late", "early"])
+    assert names(seen) + names(after) == ["late", "early"]
+
+
 @only_postgresql
 def test_a_late_commit_is_not_stepped_over(rival: Rival) -> None:
     with transaction.atomic():

@@ -722,7 +722,7 @@ class Conversation(socketserver.StreamRequestHandler):
             time.sleep(0.01)
         self.say(220)
         while line := self.rfile.readline():
-            match line.split()[:1]:
+            match line.upper().split()[:1]:
                 case [b"DATA"]:
                     self.say(354)
                     data = b"".join(iter(self.rfile.readline, b".\r\n"))
