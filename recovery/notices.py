@@ -64,6 +64,7 @@ class Notice:
     schedule: int | None = None
     schedule_id: str = ""
     ended_at: datetime | None = None
+    follows_failure: bool = False  # a dead letter that was not added by hand: the failure is a notice too
 
 
 class Sample(TypedDict):
@@ -154,8 +155,9 @@ def read(owner: str, *, now: datetime) -> bool:
                 _collect(notices, wanting, now=now)
 
         sql.in_transaction(work)
-    if Kind.RECOVERED in kinds and not more:
-        _look_for_recoveries(wanting, now=now)
+        if Kind.RECOVERED in kinds:
+            # Only here: a run that completed has moved the log's end too.
+            _look_for_recoveries(wanting, now=now)
     return more
 
 
@@ -201,7 +203,8 @@ def _notices(events: Sequence[LoggedEvent]) -> list[Notice]:
             task_id = str(data.get("task_id", ""))
             text = one_line(data.get("error") or data.get("error_message"))
             row = tasks.get(task_id, (None, None, "", None))
-            notices.append(Notice(kind, event.occurred_at, task_id, text, *row))
+            follows = kind is Kind.DEAD_LETTER and "by" not in data
+            notices.append(Notice(kind, event.occurred_at, task_id, text, *row, follows_failure=follows))
     return notices
 
 
@@ -256,8 +259,10 @@ def _wants(rule: NoticeRule, notice: Notice) -> bool:
 
 def _add(mail: NoticeMail, notice: Notice) -> None:
     mail.counts[notice.kind] = mail.counts.get(notice.kind, 0) + 1
+    if notice.follows_failure and Kind.FAILED in mail.counts:
+        return  # counted, and not shown twice
     # The first ones: what failed first tells most about why.
-    if mail.counts[notice.kind] <= SAMPLES:
+    if sum(sample["kind"] == notice.kind for sample in mail.samples) < SAMPLES:
         mail.samples.append(
             Sample(
                 kind=notice.kind,

@@ -10,6 +10,7 @@ from k1node import notifier
 from k1node.clock import Clock
 from k1node.lib import lifeline
 
+NOTIFIER_SECONDS = 1.0  # to end what it does; a mail that is under way is sent again
 STUCK_SECONDS = 15.0  # a duty that waits for the database does not hear of the stop
 
 
@@ -22,5 +23,6 @@ class Command(BaseCommand):
             signal.signal(number, lambda *_: stop.set())
         lifeline.watch(stop.set)
         lifeline.end_this_process_with_up(STUCK_SECONDS)
-        notifier.start(stop)
+        thread = notifier.start(stop)
         Clock().run(stop.is_set)
+        thread.join(NOTIFIER_SECONDS)
