@@ -202,9 +202,11 @@ def _notices(events: Sequence[LoggedEvent]) -> list[Notice]:
         else:
             task_id = str(data.get("task_id", ""))
             text = one_line(data.get("error") or data.get("error_message"))
-            row = tasks.get(task_id, (None, None, "", None))
+            pk, schedule, name, ended_at = tasks.get(task_id, (None, None, "", None))
             follows = kind is Kind.DEAD_LETTER and "by" not in data
-            notices.append(Notice(kind, event.occurred_at, task_id, text, *row, follows_failure=follows))
+            notices.append(
+                Notice(kind, event.occurred_at, task_id, text, pk, schedule, name, ended_at, follows_failure=follows)
+            )
     return notices
 
 
