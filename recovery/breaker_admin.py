@@ -32,7 +32,6 @@ from scheduling.models import Schedule, Task
 MOST_SCHEDULES = 20
 MOST_TASKS = 10
 MOST_INTERVENTIONS = 20
-LOOK_BACK = 10_000  # no index has interventions by breaker
 # A literal, as its index has it: SQLite uses a partial index for no other.
 IS_BLOCKED = RawSQL("scheduling_task.status = 'blocked'", [], output_field=BooleanField())
 PINNED = {"open": (breakers.open_, "open"), "close": (breakers.close, "closed")}
@@ -170,7 +169,6 @@ class BreakerAdmin(KeysetAdmin):
             "schedules": schedules[:MOST_SCHEDULES],
             "more_schedules": len(schedules) > MOST_SCHEDULES,
             "interventions": [(each, words.changes(each)) for each in _interventions(row.breaker_id)],
-            "look_back": LOOK_BACK,
             "form": form,
             "reason": request.POST.get("reason", ""),
             "may_change": may_change,
@@ -267,6 +265,6 @@ def _behind(gate_id: int) -> QuerySet[Task]:
 
 
 def _interventions(breaker_id: str) -> list[Intervention]:
-    newest = Intervention.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
-    rows = Intervention.objects.filter(breaker_id=breaker_id, pk__gt=newest - LOOK_BACK)
+    # The second condition is its index's.
+    rows = Intervention.objects.filter(breaker_id=breaker_id, breaker_id__gt="")
     return list(rows.order_by("-pk")[:MOST_INTERVENTIONS])

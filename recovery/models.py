@@ -50,6 +50,8 @@ class Breaker(models.Model):
             models.Index(fields=("look_at",), condition=Q(look_at__isnull=False), name="breaker_look"),
             # for the clock: those that could probe and at which nobody was
             models.Index(fields=("gate",), condition=Q(state="HALF-OPEN"), name="breaker_half_open"),
+            # for the overview: those that let nothing or little through
+            models.Index(fields=("state", "changed_at"), condition=~Q(state="CLOSED"), name="breaker_not_closed"),
         )
 
     def __str__(self) -> str:
@@ -176,6 +178,8 @@ class Intervention(models.Model):
         indexes = (
             models.Index(fields=("task", "id"), name="intervention_task"),  # for a task's history
             models.Index(fields=("created_at",), name="intervention_age"),  # for the pruner
+            # for a breaker's page
+            models.Index(fields=("breaker_id", "-id"), condition=Q(breaker_id__gt=""), name="intervention_breaker"),
         )
 
     def __str__(self) -> str:

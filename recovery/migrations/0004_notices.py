@@ -9,7 +9,7 @@ import recovery.notice_rules
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('recovery', '0002_breakers'),
+        ('recovery', '0003_dead_letters'),
         ('scheduling', '0006_policy_deadline'),
     ]
 

@@ -84,6 +84,9 @@ def test_prune_deletes_all_that_is_too_old_and_says_how_much() -> None:
 
     out = run("prune")
 
-    assert out == "Deleted 2 rows: tasks and slots older than 30 days, events older than 7 days.\n"
+    assert out == (
+        "Deleted 2 rows: tasks and slots older than 30 days, resolved dead letters older than 90 days,"
+        " events older than 7 days.\n"
+    )
     assert list(Task.objects.values_list("pk", flat=True)) == [kept.pk]
     assert not Slot.objects.exists()
