@@ -17,7 +17,7 @@ from types import FrameType
 
 from bench import machine
 from bench.effort import Effort, Measure
-from bench.figures import breakers, commands, database, latency, queue, rest
+from bench.figures import breakers, commands, database, latency, queue, recovery, rest
 from bench.node import PROJECT
 from bench.results import Report
 
@@ -32,6 +32,8 @@ FIGURES: dict[str, Measure] = {
     "settle": breakers.settle,
     "parked": breakers.parked,
     "breaker-seen": breakers.seen,
+    "redrive": recovery.redrive,
+    "retry-stats": recovery.retry_stats,
     "idle": rest.idle,
 }
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

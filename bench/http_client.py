@@ -24,6 +24,14 @@ class Caller:
         )
         return head.encode() + data
 
+    def get(self, path: str) -> bytes:
+        """Return the bytes of a GET."""
+        head = (
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nAuthorization: Bearer {self.key}\r\n"
+            "Accept: application/json\r\n\r\n"
+        )
+        return head.encode()
+
     def send(self, requests: Sequence[bytes], *, connections: int) -> float:
         """Send all requests, every answer a 2xx, and return when the first was sent, in seconds of the epoch."""
         return asyncio.run(self._send(requests, connections))

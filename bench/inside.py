@@ -24,12 +24,17 @@ from django.db import connection, transaction  # noqa: E402
 from bench.processes import cpu_seconds, wait_until  # noqa: E402
 from k1node.lib import sql  # noqa: E402
 from k1node.lib.clock_time import database_now  # noqa: E402
-from recovery import breakers  # noqa: E402
-from recovery.models import Breaker  # noqa: E402
+from k1node.operations.models import Item, Operation  # noqa: E402
+from recovery import breakers, dead_letters, redrives  # noqa: E402
+from recovery.dead_letters import Wanted  # noqa: E402
+from recovery.fingerprints import fingerprint  # noqa: E402
+from recovery.models import Breaker, DeadLetter  # noqa: E402
 from recovery.records import By  # noqa: E402
+from recovery.retries import Changes  # noqa: E402
 from scheduling import claims, queue, slots  # noqa: E402
 from scheduling.models import (  # noqa: E402
     Attempt,
+    MinuteCounter,
     OverlapPolicy,
     RetryPolicy,
     Schedule,
@@ -182,6 +187,102 @@ def park(*, count: int, name: str) -> dict[str, float]:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
     return {"seconds": seconds}
+
+
+def redrive(*, count: int, name: str) -> dict[str, float]:
+    """Make `count` dead letters, redrive them by the node's clock, and say how long planning and doing took."""
+    now = database_now()
+    tasks = Task.objects.bulk_create(
+        [
+            Task(
+                task_id=f"{name}-{number}",
+                handler="python:noop",
+                status=TaskStatus.FAILED,
+                attempt=5,
+                due_at=now,
+                created_at=now,
+                finished_at=now,
+                exit_code=1,
+            )
+            for number in range(count)
+        ],
+        batch_size=ENQUEUE_AT_ONCE,
+    )
+    DeadLetter.objects.bulk_create(
+        [
+            DeadLetter(
+                dlq_id=dead_letters.id_of(task.task_id, now),
+                task=task,
+                failed_at=now,
+                error_code=1,
+                error_message="down",
+                fingerprint=fingerprint(1, "down"),
+                handler=task.handler,
+            )
+            for task in tasks
+        ],
+        batch_size=ENQUEUE_AT_ONCE,
+    )
+    began = time.monotonic()
+    wanted = Wanted(fingerprint=fingerprint(1, "down"))
+    job, _ = redrives.plan(wanted, Changes({"timeout_ms": 5000}), By("bench"), now=now)
+    planned = time.monotonic() - began
+    began = time.monotonic()
+    redrives.start(job.operation_id, By("bench"), now=database_now())
+    wait_until(lambda: Operation.objects.get(pk=job.pk).state == "completed", 120, "the redrive to be done")
+    seconds = time.monotonic() - began
+    made = Item.objects.filter(operation=job, state="done").count()
+    if made != count:
+        raise RuntimeError(f"{made} of {count} entries were resubmitted")
+    return {"planned": planned, "seconds": seconds}
+
+
+def store_attempts(*, count: int) -> float:
+    """Store `count` attempts of tasks that are gone, and full minutes of three policies for a week."""
+    began = time.monotonic()
+    now = database_now().replace(second=0, microsecond=0)
+    columns = (
+        "task_id, fence, number, outcome, decision, worker, started_at, finished_at, duration_ms, error, output_bytes"
+    )
+    moment = sql.stored(now - timedelta(days=1))
+    numbers = (
+        "generate_series(1, %s) AS n"
+        if connection.vendor == "postgresql"
+        else "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < %s) SELECT n FROM s)"
+    )
+    with connection.cursor() as cursor:
+        for start in range(0, count, 250_000):
+            cursor.execute(
+                f"INSERT INTO scheduling_attempt ({columns}) SELECT {1_000_000_000 + start} + n, 1, 1, 'completed',"
+                f" 'complete', 'w', {sql.moment_mark()}, {sql.moment_mark()}, 1, '', 0 FROM {numbers}",
+                [moment, moment, min(250_000, count - start)],
+            )
+    minutes = 7 * 1440
+    MinuteCounter.objects.bulk_create(
+        [
+            MinuteCounter(
+                minute=now - timedelta(minutes=number),
+                policy=policy,
+                # Those of the last minutes are not folded yet.
+                worker="" if number > 10 else f"w{worker}",
+                attempts=100,
+                successes=95,
+                completed=90,
+                completed_after_retry=5,
+                finished_attempts=100,
+                failed=1,
+                failed_after_retry=1,
+                retries=5,
+            )
+            for number in range(minutes)
+            for policy in ("standard", "aggressive", "conservative")
+            for worker in range(1 if number > 10 else 8)
+        ],
+        batch_size=ENQUEUE_AT_ONCE,
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    return time.monotonic() - began
 
 
 # --- slots ---------------------------------------------------------------------------------------------------------
@@ -342,6 +443,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         fill,
         claim,
         fire_passes,
+        redrive,
+        store_attempts,
     )
 }
 
