@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import orjson
+
+from k1node.lib import sql
 from recovery.models import Intervention
 from scheduling.models import Task
 
@@ -21,6 +24,18 @@ class By:
         return f"{self.name}: {self.reason}" if self.reason else self.name
 
 
+COLUMNS = {
+    "task_id": "bigint",
+    "breaker_id": "text",
+    "action": "text",
+    "reason": "text",
+    "performed_by": "text",
+    "before": "jsonb",
+    "after": "jsonb",
+    "created_at": "timestamptz",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """One of many interventions at once."""
@@ -33,21 +48,21 @@ class Done:
 
 def record_many(done: Sequence[Done], by: By, *, now: datetime) -> None:
     """Write down what one person did to many tasks."""
-    Intervention.objects.bulk_create(
-        [
-            Intervention(
-                task_id=each.task_id,
-                action=each.action,
-                reason=by.reason,
-                performed_by=by.name[:150],
-                before=each.before,
-                after=each.after,
-                created_at=now,
-            )
-            for each in done
-        ],
-        batch_size=500,
-    )
+    stamp, name = sql.stored(now), by.name[:150]
+    rows = [
+        (
+            each.task_id,
+            "",
+            each.action.value,
+            by.reason,
+            name,
+            orjson.dumps(each.before).decode(),
+            orjson.dumps(each.after).decode(),
+            stamp,
+        )
+        for each in done
+    ]
+    sql.insert_many("recovery_intervention", COLUMNS, rows)
 
 
 def record(

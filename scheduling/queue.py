@@ -5,6 +5,7 @@ breaker. Everything that makes tasks comes through here: the API, slots, trigger
 resubmissions.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 from django.db import IntegrityError, connection, transaction
 
 from k1node.events import log
-from k1node.lib import wake
+from k1node.lib import sql, wake
 from k1node.lib.errors import Conflict, Detail, FieldInvalid
 from scheduling import gates, handlers, parking, registry
 from scheduling.models import Control, RetryPolicy, Schedule, Task, TaskStatus
@@ -85,8 +86,8 @@ def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
     try:
         with transaction.atomic():
             closed = parking.closed_doors(new.circuit_breaker for new in tasks)
-            rows = [_row(new, closed.get(new.circuit_breaker), now) for new in tasks]
-            created = Task.objects.bulk_create(rows, batch_size=1000)
+            created = [_row(new, closed.get(new.circuit_breaker), now) for new in tasks]
+            _insert(created, now)
             wake.tell()
             return created
     except IntegrityError:
@@ -94,6 +95,77 @@ def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
         if not taken:
             raise
         raise TaskIdTaken(sorted(taken[:50])) from None
+
+
+# Written out: by way of the models, thousands take three times as long.
+COLUMNS = {
+    "task_id": "text",
+    "task_name": "text",
+    "schedule_id": "bigint",
+    "handler": "text",
+    "parameters": "jsonb",
+    "priority": "int",
+    "timeout_ms": "bigint",
+    "retry_policy": "text",
+    "circuit_breaker": "text",
+    "status": "text",
+    "due_at": "timestamptz",
+    "gate_id": "bigint",
+    "blocked_on_id": "bigint",
+    "solo": "bool",
+    "origin_id": "bigint",
+    "created_by": "text",
+    "created_at": "timestamptz",
+}
+# What every new task begins with; the columns have no defaults of their own.
+BEGINS_WITH = {
+    "attempt": ("int", 0),
+    "fence": ("bigint", 0),
+    "permit": ("bigint", 0),
+    "retry_count": ("int", 0),
+    "lease_owner": ("text", ""),
+    "control": ("text", ""),
+    "control_reason": ("text", ""),
+    "last_error": ("text", ""),
+}
+ALL_COLUMNS = COLUMNS | {name: kind for name, (kind, _) in BEGINS_WITH.items()}
+BEGINNING = tuple(value for _, value in BEGINS_WITH.values())
+
+
+def _insert(rows: Sequence[Task], now: datetime) -> None:
+    """Insert new tasks and give them their keys."""
+    if not rows:
+        return
+    stamp = sql.stored(now)
+    values = [
+        (
+            row.task_id,
+            row.task_name,
+            row.schedule_id,
+            row.handler,
+            "{}" if not row.parameters else json.dumps(row.parameters),
+            row.priority,
+            row.timeout_ms,
+            row.retry_policy_id,
+            row.circuit_breaker,
+            str(row.status),
+            sql.stored(row.due_at),
+            row.gate_id,
+            row.blocked_on_id,
+            row.solo,
+            row.origin_id,
+            row.created_by,
+            stamp,
+            *BEGINNING,
+        )
+        for row in rows
+    ]
+    keys = {
+        task_id: pk for pk, task_id in sql.insert_many_returning("scheduling_task", ALL_COLUMNS, values, "id, task_id")
+    }
+    for row in rows:
+        row.pk = keys[row.task_id]
+        row._state.adding, row._state.db = False, "default"
 
 
 def add_failed(new: NewTask, *, exit_code: int, error: str, now: datetime) -> Task:

@@ -50,7 +50,7 @@ def retry_stats(effort: Effort) -> Iterator[Figure]:
                     " ms",
                     spread,
                     Target(50, "less"),
-                    f"{stored:,} attempts; p50 {quantile(samples, 0.5):.1f} ms",
+                    note=f"{stored:,} attempts; p50 {quantile(samples, 0.5):.1f} ms",
                 )
 
 

@@ -56,6 +56,33 @@ def insert_many(table: str, columns: Columns, rows: Sequence[Row]) -> None:
             cursor.executemany(f'INSERT INTO "{table}" ({names}) VALUES ({marks})', rows)
 
 
+SQLITE_VALUES = 32_000  # a statement takes no more
+
+
+def insert_many_returning(table: str, columns: Columns, rows: Sequence[Row], returning: str) -> list[tuple[Any, ...]]:
+    """Insert `rows` as insert_many does; return what each new row has in the columns `returning`, in no order."""
+    names = ", ".join(f'"{name}"' for name in columns)
+    found: list[tuple[Any, ...]] = []
+    with connection.cursor() as cursor:
+        if is_postgresql():
+            cursor.execute(
+                f'INSERT INTO "{table}" ({names}) SELECT * FROM {_recordset(columns)} RETURNING {returning}',
+                [_json(columns, rows)],
+            )
+            found += cursor.fetchall()
+            return found
+        at_once = SQLITE_VALUES // len(columns)
+        marks = f"({', '.join(['%s'] * len(columns))})"
+        for start in range(0, len(rows), at_once):
+            part = rows[start : start + at_once]
+            cursor.execute(
+                f'INSERT INTO "{table}" ({names}) VALUES {", ".join([marks] * len(part))} RETURNING {returning}',
+                [value for row in part for value in row],
+            )
+            found += cursor.fetchall()
+    return found
+
+
 def update_many(table: str, columns: Columns, rows: Sequence[Row], *, also: str = "") -> None:
     """Set every column but `id` (which must be the last of `columns`) in the rows with those ids.
 
