@@ -238,7 +238,7 @@ def redrive(*, count: int, name: str) -> dict[str, float]:
 
 
 def store_attempts(*, count: int) -> float:
-    """Store `count` attempts of tasks that are gone, and full minutes of three policies for a week."""
+    """Store `count` attempts of tasks that are gone, and the counters of three policies for a full week."""
     began = time.monotonic()
     now = database_now().replace(second=0, microsecond=0)
     columns = (
@@ -275,6 +275,8 @@ def store_attempts(*, count: int) -> float:
                 retries=5,
             )
             for number in range(minutes)
+            # As the clock leaves them: a row for each minute of the last 26 hours, before that for each hour.
+            if number < 26 * 60 or (now - timedelta(minutes=number)).minute == 0
             for policy in ("standard", "aggressive", "conservative")
             for worker in range(1 if number > 10 else 8)
         ],

@@ -1,18 +1,18 @@
 """Figures of the retry engine, read from the counters that settlement writes: right to the last task, never a scan.
 
-A counter row holds one minute of one policy (and of one worker, until the clock folds them), so the dearest question,
-seven days of all policies, reads a few ten thousand small rows through their index, however many attempts there were.
+A counter row holds one minute of one policy (and of one worker, until the clock folds them), and one clock hour when it
+is older than a day. So the dearest question, seven days of all policies, reads a few thousand small rows through their
+index, however many attempts there were; it is told by clock hours, the present one and the 167 before it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection
-from django.db.models import Sum
 
 from k1node.lib import sql
-from scheduling.models import MinuteCounter
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,24 @@ class Interval:
     name: str
     length: timedelta
     step: timedelta
+    by_hours: bool = False  # it begins with a clock hour
+
+    def start(self, now: datetime) -> datetime:
+        unit = timedelta(hours=1) if self.by_hours else timedelta(minutes=1)
+        begun = now.replace(minute=0 if self.by_hours else now.minute, second=0, microsecond=0)
+        return begun + unit - self.length
 
 
 INTERVALS = {
     "1h": Interval("1h", timedelta(hours=1), timedelta(minutes=5)),
     "24h": Interval("24h", timedelta(hours=24), timedelta(hours=1)),
-    "7d": Interval("7d", timedelta(days=7), timedelta(hours=1)),
+    "7d": Interval("7d", timedelta(days=7), timedelta(hours=1), by_hours=True),
 }
 DEFAULT_INTERVAL = "24h"
 # Always told, even where they did nothing.
 KNOWN_POLICIES = ("standard", "aggressive", "conservative")
 SUMMED = ("completed", "completed_after_retry", "failed", "failed_after_retry", "finished_attempts")
+COURSE = ("attempts", "successes")
 
 
 def retry_stats(interval: str, policy: str | None, *, now: datetime) -> dict[str, Any]:
@@ -42,14 +49,8 @@ def retry_stats(interval: str, policy: str | None, *, now: datetime) -> dict[str
     tasks over finished ones, None while none has finished; average_attempts is over the same tasks.
     """
     chosen = INTERVALS[interval]
-    start = now.replace(second=0, microsecond=0) + timedelta(minutes=1) - chosen.length
-    rows = MinuteCounter.objects.filter(minute__gte=start)
-    if policy is not None:
-        rows = rows.filter(policy=policy)
-    by_policy: dict[str, dict[str, Any]] = {
-        row["policy"]: {**row}
-        for row in rows.values("policy").annotate(**{name: Sum(name) for name in SUMMED}).order_by("policy")
-    }
+    start = chosen.start(now)
+    by_policy, course = _counted(chosen, policy, start)
     total = {name: sum(row[name] for row in by_policy.values()) for name in SUMMED}
     finished = total["completed"] + total["failed"]
     named = [policy] if policy is not None else [*KNOWN_POLICIES, *sorted(set(by_policy) - set(KNOWN_POLICIES))]
@@ -65,7 +66,7 @@ def retry_stats(interval: str, policy: str | None, *, now: datetime) -> dict[str
             "average_attempts": _rate(total["finished_attempts"], finished),
             "by_policy": {name: _of_policy(by_policy.get(name)) for name in named},
         },
-        "timeseries": _course(chosen, policy, start),
+        "timeseries": course,
     }
 
 
@@ -82,25 +83,37 @@ def _of_policy(row: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _course(interval: Interval, policy: str | None, start: datetime) -> list[dict[str, Any]]:
-    """Return attempts and successes step by step, oldest first; `hour` counts from the interval's start."""
+def _counted(
+    interval: Interval, policy: str | None, start: datetime
+) -> tuple[dict[str, dict[str, int]], list[dict[str, Any]]]:
+    """Return the sums by policy, and attempts and successes step by step, oldest first: one pass over the counters.
+
+    `hour` counts from the interval's start.
+    """
     seconds = int(interval.step.total_seconds())
     epoch = "extract(epoch FROM minute)::bigint" if sql.is_postgresql() else "CAST(strftime('%%s', minute) AS INTEGER)"
     only = "" if policy is None else " AND policy = %s"
+    names = (*COURSE, *SUMMED)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT ({epoch} - %s) / %s AS step, sum(attempts), sum(successes) FROM scheduling_minutecounter"
-            f" WHERE minute >= %s{only} GROUP BY step",
+            f"SELECT policy, ({epoch} - %s) / %s AS step, {', '.join(f'sum({name})' for name in names)}"
+            f" FROM scheduling_minutecounter WHERE minute >= %s{only} GROUP BY policy, step",
             [int(start.timestamp()), seconds, sql.stored(start), *([] if policy is None else [policy])],
         )
-        counted = {int(step): (int(attempts), int(successes)) for step, attempts, successes in cursor.fetchall()}
-    steps = interval.length // interval.step
-    return [
+        rows = cursor.fetchall()
+    by_policy: dict[str, Counter[str]] = {}
+    by_step: dict[int, Counter[str]] = {}
+    for name, step, *sums in rows:
+        counts = {column: int(value) for column, value in zip(names, sums, strict=True)}
+        by_policy.setdefault(name, Counter()).update(counts)
+        by_step.setdefault(int(step), Counter()).update(counts)
+    nothing: Counter[str] = Counter()
+    course = [
         {
             "hour": step * seconds // 3600,
             "start": start + step * interval.step,
-            "attempts": counted.get(step, (0, 0))[0],
-            "successes": counted.get(step, (0, 0))[1],
+            **{name: by_step.get(step, nothing)[name] for name in COURSE},
         }
-        for step in range(steps)
+        for step in range(interval.length // interval.step)
     ]
+    return {name: dict(counts) for name, counts in by_policy.items()}, course

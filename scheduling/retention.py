@@ -17,6 +17,7 @@ BATCH = 500
 MOST_LOOKS = 20  # at batches of tasks in one call
 MOST_BATCHES = 4  # of each kind in one call, which is a fraction of a second; the next call goes on
 FOLD_AFTER = timedelta(minutes=10)  # the rows of all workers become one
+HOURS_AFTER = timedelta(hours=26)  # nobody looks at single minutes for longer than a day
 LOOK_BACK = timedelta(days=8)  # older minutes are folded into the epoch's
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FOLDED = ""  # the worker of a folded row
@@ -122,13 +123,20 @@ def _delete_events(pks: Iterable[int]) -> None:
 
 
 def fold_counters(*, now: datetime) -> None:
-    """Fold the counters of finished minutes over workers, and minutes nobody looks back to into one."""
-    _fold(MinuteCounter.objects.filter(minute__lt=now - FOLD_AFTER, minute__gt=EPOCH).exclude(worker=FOLDED), None)
-    _fold(MinuteCounter.objects.filter(minute__lt=now - LOOK_BACK, minute__gt=EPOCH, worker=FOLDED), EPOCH)
+    """Fold the counters of finished minutes over workers, yesterday's by hours, and those nobody looks at into one."""
+    known = MinuteCounter.objects.filter(minute__gt=EPOCH)
+    _fold(known.filter(minute__lt=now - FOLD_AFTER).exclude(worker=FOLDED), lambda minute: minute)
+    yesterdays = known.filter(minute__lt=_hour(now - HOURS_AFTER), worker=FOLDED)
+    _fold(yesterdays.exclude(minute__minute=0), _hour)
+    _fold(known.filter(minute__lt=now - LOOK_BACK, worker=FOLDED), lambda minute: EPOCH)
 
 
-def _fold(rows: QuerySet[MinuteCounter], into: datetime | None) -> None:
-    """Move the counts of `rows`, oldest first, into folded rows of the same minute, or of `into`."""
+def _hour(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
+def _fold(rows: QuerySet[MinuteCounter], into: Callable[[datetime], datetime]) -> None:
+    """Move the counts of `rows`, oldest first, into folded rows of the minute that `into` gives for theirs."""
     for _ in range(MOST_BATCHES):
         if not rows.exists():
             return
@@ -140,7 +148,7 @@ def _fold(rows: QuerySet[MinuteCounter], into: datetime | None) -> None:
             sums: dict[tuple[datetime, str], Counter[str]] = {}
             for row in chosen:
                 counts = {name: getattr(row, name) for name in COUNTED}
-                sums.setdefault((into or row.minute, row.policy), Counter()).update(counts)
+                sums.setdefault((into(row.minute), row.policy), Counter()).update(counts)
             for (minute, policy), counts in sorted(sums.items(), key=lambda item: item[0]):
                 target, _created = MinuteCounter.objects.select_for_update().get_or_create(
                     minute=minute, policy=policy, worker=FOLDED

@@ -90,8 +90,9 @@ def test_a_policy_of_the_operators_own_is_told_when_it_did_something() -> None:
         ("1h", 60, False),
         ("24h", 24 * 60 - 1, True),
         ("24h", 24 * 60, False),
-        ("7d", 7 * 24 * 60 - 1, True),
-        ("7d", 7 * 24 * 60, False),
+        # It is 05:06: the 167 clock hours before this one.
+        ("7d", 167 * 60 + 6, True),
+        ("7d", 167 * 60 + 7, False),
     ],
 )
 def test_an_interval_ends_with_this_minute_and_is_as_long_as_it_says(

@@ -92,6 +92,23 @@ def test_folding_loses_no_count_and_leaves_the_present_alone() -> None:
     assert MinuteCounter.objects.aggregate(total=Sum("completed"))["total"] == 331
 
 
+def test_minutes_of_yesterday_become_hours_and_nothing_is_counted_twice() -> None:
+    hour = NOW.replace(minute=0) - timedelta(hours=30)
+    for minute in (0, 1, 59, 60):
+        count(hour + timedelta(minutes=minute), "a", 10**minute if minute < 2 else minute)
+    count(NOW - timedelta(hours=25), "a", 7)
+
+    for _ in range(3):
+        retention.fold_counters(now=NOW)
+
+    rows = MinuteCounter.objects.order_by("minute").values_list("minute", "completed")
+    assert [(minute.hour, minute.minute, completed) for minute, completed in rows] == [
+        (hour.hour, 0, 1 + 10 + 59),
+        ((hour.hour + 1) % 24, 0, 60),
+        (NOW.hour - 1, NOW.minute, 7),
+    ]
+
+
 def test_pruning_looks_at_no_more_than_the_beginning_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH", 2)
     for _ in range(9):
