@@ -17,6 +17,7 @@ its place to another by itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -28,11 +29,12 @@ from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import Conflict, NotFound
 from recovery import breaker_rules as rules
-from recovery import records
+from recovery import records, retry_budget
 from recovery.breaker_rules import Call, Circuit, Figures, Pin, State
 from recovery.decisions import FINAL_EXIT_CODES
 from recovery.models import Breaker, Intervention
 from recovery.records import By
+from recovery.retry_budget import Budget
 from scheduling import parking, queries, tasks
 from scheduling.models import Schedule, Task
 from scheduling.outcomes import Outcome, OutcomeKind
@@ -87,10 +89,19 @@ def _locked(rows: QuerySet[Breaker], *, skip: bool = False) -> list[Breaker]:
     return list(rows.select_for_update(skip_locked=skip) if sql.is_postgresql() else rows)
 
 
-def _store(row: Breaker, to: Circuit, why: str, *, by: By | None = None, now: datetime) -> None:
-    """Write the new state of a locked breaker, move its door and publish, if they change."""
+def _store(
+    row: Breaker,
+    to: Circuit,
+    why: str,
+    *,
+    by: By | None = None,
+    also: Mapping[str, Any] | None = None,
+    now: datetime,
+) -> None:
+    """Write the new state of a locked breaker, move its door and publish, if they change; `also` is more of the row."""
     before = circuit_of(row)
-    if to == before:
+    also = {name: value for name, value in (also or {}).items() if value != getattr(row, name)}
+    if to == before and not also:
         return
     moved = to.generation != before.generation
     fields: dict[str, Any] = {
@@ -103,6 +114,7 @@ def _store(row: Breaker, to: Circuit, why: str, *, by: By | None = None, now: da
         "successes": to.successes,
         "pin": to.pin.value,
         "pinned_until": to.pinned_until,
+        **also,
     }
     if moved:
         fields |= {
@@ -152,25 +164,49 @@ def verdict(outcome: Outcome) -> bool | None:
     return None
 
 
-def record(settlements: Sequence[Settlement], *, now: datetime) -> None:
+def record(settlements: Sequence[Settlement], *, now: datetime) -> list[Settlement]:
     """Let the results of these runs move their breakers; before the runs are settled, in the same transaction.
 
+    Returns the settlements, of which retries of what fails may be due later than their policy says: see retry_budget.
     A run that has lost its lease counts too: what it has seen of the thing it called is as true.
     """
     calls: dict[str, list[Call]] = {}
-    for settled in settlements:
+    retries: dict[str, list[int]] = {}  # their places
+    for place, settled in enumerate(settlements):
         name = settled.claim.circuit_breaker
         if name and (ok := verdict(settled.outcome)) is not None:
             calls.setdefault(name, []).append(Call(settled.claim.generation, ok))
+            if settled.decision.due_at is not None:
+                retries.setdefault(name, []).append(place)
+    told = list(settlements)
     if not calls:
-        return
+        return told
     known = list(Breaker.objects.filter(breaker_id__in=calls))
     if len(known) < len(calls):
         known += _make(calls.keys() - {row.breaker_id for row in known}, now=now)
-    moved = [row.pk for row in known if _after(row, calls, now=now) != circuit_of(row)]
+    moved = [row.pk for row in known if row.breaker_id in retries or _after(row, calls, now=now) != circuit_of(row)]
     for row in _locked(Breaker.objects.filter(pk__in=moved)) if moved else ():
         to = _after(row, calls, now=now)
-        _store(row, to, _why(circuit_of(row), to), now=now)
+        budget = retry_budget.earned(_budget_of(row), len(calls[row.breaker_id]))
+        for place in retries.get(row.breaker_id, ()):
+            budget = _put_off(told, place, budget)
+        spent = {"retry_credit": budget.credit, "retry_free_at": budget.free_at}
+        _store(row, to, _why(circuit_of(row), to), now=now, also=spent)
+    return told
+
+
+def _budget_of(row: Breaker) -> Budget:
+    return Budget(row.retry_credit, row.retry_free_at) if rules.FAILED in row.window else Budget()
+
+
+def _put_off(told: list[Settlement], place: int, budget: Budget) -> Budget:
+    """Have the retry at `place` when the budget has one for it; return what is left."""
+    settled = told[place]
+    assert settled.decision.due_at is not None
+    budget, due_at = retry_budget.spent(budget, settled.decision.due_at)
+    if due_at != settled.decision.due_at:
+        told[place] = replace(settled, decision=replace(settled.decision, due_at=due_at))
+    return budget
 
 
 def _after(row: Breaker, calls: Mapping[str, Sequence[Call]], *, now: datetime) -> Circuit:

@@ -3,6 +3,7 @@
 from django.db import models
 from django.db.models import Q
 
+from recovery import retry_budget
 from recovery.breaker_rules import Pin, State
 from recovery.notice_rules import DEFAULT_WINDOW, WINDOWS, check_addresses, check_kinds, usual_kinds
 from scheduling.models import Gate, Schedule, Task
@@ -31,6 +32,8 @@ class Breaker(models.Model):
     pin_reason = models.CharField(max_length=500, blank=True)
     look_at = models.DateTimeField(null=True, blank=True)  # when the clock has something to do for it
     ramp_step = models.PositiveSmallIntegerField(default=0)
+    retry_credit = models.PositiveSmallIntegerField(default=retry_budget.CALLS * retry_budget.MOST)
+    retry_free_at = models.DateTimeField(null=True, blank=True)  # of the next retry beyond its share
     # What an operator can set.
     window_size = models.PositiveSmallIntegerField(default=20)
     min_calls = models.PositiveSmallIntegerField(default=5)

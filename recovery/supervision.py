@@ -97,7 +97,7 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
 
     Everything that ends a run comes through here: workers, the rescue, a handler that does not stop.
     """
-    breakers.record(settlements, now=now)
+    settlements = breakers.record(settlements, now=now)
     settled = settlement.settle(settlements, worker=worker, shard=shard, now=now)
     dead_letters.add(settled, now=now)
     return settled
