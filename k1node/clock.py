@@ -43,6 +43,7 @@ TICK = 0.2
 GAP_SECONDS = 5.0  # a longer pause between two ticks (an outage, a suspend) makes every lease look dead
 STAGE_MOST = 1000
 KINDS = {kind.name: kind for kind in (redrives.REDRIVE,)}
+JOBS_SECONDS = 0.3  # bulk jobs can wait, slots and delays cannot
 DUTY_SECONDS = 2.0  # a duty that finds more to do goes on at the next tick, after the others
 
 
@@ -62,6 +63,7 @@ class Clock:
         self._sweep_after = self._prune_after = 0
         self._seen_since = self._seen_at = _suspend_aware()
         self._failed = False  # in the last tick
+        self._has_more = False  # bulk jobs have more to do at once
         self.duties = [
             Duty("stage", 0, self.stage),
             Duty("fire", 0, self.fire),
@@ -126,6 +128,8 @@ class Clock:
             logger.exception("The clock cannot look ahead")
             connection.close()
             return 1.0
+        if self._has_more and not self._failed:
+            return 0.001
         if nearest is None or self._failed:
             return TICK  # what is due may be what fails
         return max(0.001, min(TICK, (nearest - database_now()).total_seconds()))
@@ -175,9 +179,10 @@ class Clock:
         holds.end_overdue(now=now)
 
     def carry_on(self, now: datetime) -> None:
-        until = time.monotonic() + DUTY_SECONDS
-        while jobs.tend(KINDS, now=now) and time.monotonic() < until:
+        until = time.monotonic() + JOBS_SECONDS
+        while (more := jobs.tend(KINDS, now=now)) and time.monotonic() < until:
             pass
+        self._has_more = bool(more)
 
     def sweep_gates(self, now: datetime) -> None:
         self._sweep_after = gates.sweep(now=now, after=self._sweep_after)

@@ -359,16 +359,17 @@ def groups(*, now: datetime) -> tuple[list[Group], bool]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT fingerprint, count(*), sum(CASE WHEN failed_at >= {sql.moment_mark()} THEN 1 ELSE 0 END),"
-            " min(failed_at), max(failed_at), max(id) FROM (SELECT id, fingerprint, failed_at FROM recovery_deadletter"
+            " min(failed_at), max(failed_at), max(id), sum(count(*)) OVER ()"
+            " FROM (SELECT id, fingerprint, failed_at FROM recovery_deadletter"
             " WHERE status = 'pending' ORDER BY id DESC LIMIT %s) AS newest"
             " GROUP BY fingerprint ORDER BY count(*) DESC, max(id) DESC LIMIT %s",
-            [hour_ago, GROUPED_MOST, GROUPS_MOST],
+            [hour_ago, GROUPED_MOST + 1, GROUPS_MOST],
         )
         counted = cursor.fetchall()
     examples = {row.pk: row for row in DeadLetter.objects.filter(pk__in=[row[5] for row in counted])}
     names = _schedules_of([row[0] for row in counted])
     found: list[Group] = []
-    for mark, count, recent, first, last, example in counted:
+    for mark, count, recent, first, last, example, _ in counted:
         row = examples.get(example)
         if row is None:  # resubmitted or pruned between the two looks
             continue
@@ -386,7 +387,7 @@ def groups(*, now: datetime) -> tuple[list[Group], bool]:
                 "schedules": names.get(mark, []),
             }
         )
-    return found, sum(row[1] for row in counted) >= GROUPED_MOST
+    return found, bool(counted) and counted[0][6] > GROUPED_MOST
 
 
 SCHEDULES_NAMED = 5

@@ -114,6 +114,8 @@ def _obstacle(job: Operation, subjects: Sequence[int]) -> str:
 
 
 def _verdict(job: Operation, made: Collection[int]) -> Verdict:
+    if not made:
+        return Verdict(False, f"None of the first {job.first} could be resubmitted")
     states = list(Task.objects.filter(pk__in=made).values_list("status", flat=True))
     bad = [status for status in states if status in FINISHED and status != TaskStatus.COMPLETED]
     if bad:

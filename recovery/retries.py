@@ -121,8 +121,8 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
     schedules = _locked_schedules(each.task.schedule_id for each in wanted)
     gate_of = gates.overlap_gates(list(schedules.values()))
     rows = _locked_tasks(pk for each in wanted for pk in (each.task.pk, each.task.origin_id) if pk is not None)
-    # One that failed while this waited for its lock: against the order, so at worst this repeats.
-    if late := [pk for pk, row in rows.items() if row.status == TaskStatus.FAILED and pk not in letters]:
+    # One that was made while this waited for its task: against the order, so at worst this repeats.
+    if late := [each.task.pk for each in wanted if each.task.pk not in letters]:
         letters |= _locked_letters(late)
     living = _living(rows.values())
     answers: list[Task | K1NodeError] = []

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import QuerySet
 
 from k1node.events.models import Event
+from k1node.lib import sql
 from scheduling.models import FINISHED, Attempt, MinuteCounter, OutputChunk, Slot, Task
 from scheduling.settlement import COUNTED
 
@@ -65,18 +67,25 @@ def _prune_tasks(before: datetime, last: int, spared: Spared) -> tuple[int, int]
         )
         old = [pk for pk, status, ended, _ in rows if status in FINISHED and ended is not None and ended < before]
         goes_on = bool(old) or any(created < before for *_, created in rows)
-        if old and (kept := spared(old)):
-            old = [pk for pk in old if pk not in kept]
         if old:
-            with transaction.atomic():
-                _delete_tasks(old)
-        gone += len(old)
+            gone += sql.in_transaction(partial(_delete_unspared, old, spared))
         if len(rows) < BATCH or not goes_on:
             return gone, 0
         last = rows[-1][0]
         if gone >= BATCH * MOST_BATCHES:
             break
     return gone, last
+
+
+def _delete_unspared(pks: Sequence[int], spared: Spared) -> int:
+    if sql.is_postgresql():
+        # Locked first: what makes one of them worth keeping locks it too, and finds it gone or is found here.
+        pks = list(Task.objects.filter(pk__in=pks).order_by("pk").select_for_update().values_list("pk", flat=True))
+    kept = spared(pks)
+    old = [pk for pk in pks if pk not in kept]
+    if old:
+        _delete_tasks(old)
+    return len(old)
 
 
 def _prune_events(before: datetime) -> int:

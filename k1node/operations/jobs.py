@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 State = Operation.State
 
-AT_ONCE = 500  # items in one step
+AT_ONCE = 250  # items in one step, which other writers wait for
 MOST = 100_000  # items in one job
+TRIED = 20  # jobs that rivals may have, or whose step fails, before a pass gives up
 STEPS_A_SECOND = 4  # of a job with a rate
 AFTER_FAILURE = timedelta(seconds=10)
 LOOK_EVERY = timedelta(seconds=1)  # at the first few
-TEND_MOST = 20  # jobs in one pass of the clock
 KEEP_PLANS = timedelta(days=1)
 PRUNE_BATCH = 5  # jobs, with up to MOST items each
 
@@ -133,10 +133,8 @@ def start(operation_id: str, kind: str, by: str, *, now: datetime) -> Operation:
         row = _found(operation_id, kind)
         if row.state not in (State.PLANNED, State.STOPPED):
             raise JobRefuses(f"It is {row.state}")
-        if row.state == State.STOPPED and row.first and row.position >= row.first:
-            row.is_proven = True  # whoever starts it again has seen what became of the first
         row.state, row.started_at, row.next_at, row.said = State.RUNNING, row.started_at or now, now, ""
-        row.save(update_fields=("state", "started_at", "next_at", "said", "is_proven"))
+        row.save(update_fields=("state", "started_at", "next_at", "said"))
         _publish(row, "started", by, now=now)
         return row
 
@@ -161,9 +159,10 @@ def cancel(operation_id: str, kind: str, by: str, *, now: datetime) -> Operation
 
 
 def tend(kinds: Mapping[str, Kind], *, now: datetime) -> int:
-    """Do one step of up to TEND_MOST jobs that are due; return of how many: not of those that a rival has."""
-    due = Operation.objects.filter(next_at__lte=now).order_by("next_at").values_list("pk", flat=True)[:TEND_MOST]
-    return sum(_step_safely(pk, kinds, now=now) for pk in list(due))
+    """Do one step of the job that has waited longest; return 1, or 0 when nothing is due or rivals have it."""
+    # Among those that wait for nothing, the one that has come least far: one large job must not keep small ones.
+    due = Operation.objects.filter(next_at__lte=now).order_by("next_at", "position").values_list("pk", flat=True)
+    return next((1 for pk in list(due[:TRIED]) if _step_safely(pk, kinds, now=now)), 0)
 
 
 def _step_safely(pk: int, kinds: Mapping[str, Kind], *, now: datetime) -> bool:
@@ -213,6 +212,8 @@ def _prove(row: Operation, kind: Kind, *, now: datetime) -> bool:
         row.save(update_fields=("said", "next_at"))
         return False
     if not verdict.good:
+        row.is_proven = True  # whoever starts it again has seen what became of them
+        row.save(update_fields=("is_proven",))
         _stop(row, verdict.why, now=now)
         return False
     row.is_proven, row.said = True, ""
@@ -287,13 +288,13 @@ def _publish(row: Operation, word: str, by: str, *, now: datetime) -> None:
 
 
 def prune(*, before: datetime, now: datetime) -> int:
-    """Delete jobs that ended before `before`, and plans that nobody has started for a day; return how many items."""
+    """Delete jobs of before `before` that do not run, and plans nobody has started for a day; return how many rows."""
 
     def work() -> int:
         rows = Operation.objects.order_by("created_at").values_list("pk", flat=True)
         if sql.is_postgresql():
             rows = rows.select_for_update(skip_locked=True)
-        ended = rows.filter(created_at__lt=before, state__in=(State.COMPLETED, State.CANCELLED))
+        ended = rows.filter(created_at__lt=before, state__in=(State.COMPLETED, State.CANCELLED, State.STOPPED))
         left = rows.filter(created_at__lt=now - KEEP_PLANS, state=State.PLANNED)
         pks = [*ended[:PRUNE_BATCH], *left[:PRUNE_BATCH]]
         if not pks:

@@ -1,5 +1,6 @@
 """Dead letters: who gets one, how it ends, and that it ends once."""
 
+import time
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
@@ -353,6 +354,22 @@ def test_of_two_at_the_same_moment_one_resubmits(rival: Rival, monkeypatch: pyte
     assert letter.resolved_by == "ana"
 
 
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_a_retry_that_waited_for_an_entry_made_by_hand_resolves_it(rival: Rival) -> None:
+    task = make_task(task_id="elsewhere", handler="python:noop", status=TaskStatus.COMPLETED)
+    others: list[Future[Task]] = []
+
+    with transaction.atomic():
+        letter = by_hand()
+        others.append(rival.start(interventions.retry, task, ANA, now=LATER))
+        time.sleep(0.3)
+
+    made = others[0].result(10)
+    letter.refresh_from_db()
+    assert (letter.status, letter.new_task) == ("resubmitted", made)
+
+
 # --- archiving ----------------------------------------------------------------------------------------------------
 
 
@@ -404,6 +421,16 @@ def test_what_failed_for_the_same_reason_is_one_group() -> None:
     first = found[0]
     assert (first["first_failed_at"], first["last_failed_at"]) == (NOW, NOW + timedelta(minutes=2))
     assert (first["error_code"], first["schedules"]) == (3, ["nightly"])
+
+
+@pytest.mark.parametrize(("most", "is_capped"), [(4, True), (5, False)])
+def test_it_is_said_when_not_all_were_counted(most: int, is_capped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "GROUPED_MOST", most)
+    monkeypatch.setattr(dead_letters, "GROUPS_MOST", 2)
+    for number in range(5):
+        make_dead_letter(error_code=number)
+
+    assert dead_letters.groups(now=LATER)[1] is is_capped
 
 
 def test_groups_take_a_fixed_number_of_queries() -> None:
@@ -463,3 +490,19 @@ def test_a_pending_one_keeps_its_task_for_ever_and_a_resolved_one_as_long_as_it_
     assert list(DeadLetter.objects.order_by("pk")) == [pending, recent]
     assert list(Task.objects.order_by("pk")) == [pending.task, recent.task]
     assert Attempt.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_a_task_that_gets_an_entry_while_it_is_pruned_keeps_its_task(rival: Rival) -> None:
+    old = NOW - timedelta(days=100)
+    make_task(task_id="elsewhere", handler="python:noop", status=TaskStatus.COMPLETED, created_at=old, finished_at=old)
+
+    with transaction.atomic():
+        letter = by_hand()
+        pruning = rival.start(tidying.prune, now=NOW)
+        time.sleep(0.3)
+    pruning.result(10)
+
+    assert DeadLetter.objects.select_related("task").get() == letter
+    assert Task.objects.get().task_id == "elsewhere"

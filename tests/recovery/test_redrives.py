@@ -170,6 +170,45 @@ def test_the_rest_stays_when_one_of_the_first_fails_until_somebody_goes_on() -> 
     assert told(job) == ("completed", 5, 0, 5)
 
 
+def test_the_rest_stays_when_none_of_the_first_could_be_resubmitted() -> None:
+    lame = [make_dead_letter(make_task(status=TaskStatus.FAILED, handler="python:none")) for _ in range(2)]
+    dead(2)
+    job = started(pace=Pace(first=len(lame)))
+
+    tend(0, times=3)
+
+    assert told(job) == ("stopped", 0, 2, 4)
+    assert job.said == "None of the first 2 could be resubmitted"
+
+
+def test_an_obstacle_while_the_first_are_tried_proves_nothing() -> None:
+    dead(4, circuit_breaker="api")
+    breakers.create("api", {}, ANA, now=NOW)
+    job = started(pace=Pace(first=1))
+    tend()
+    breakers.open_("api", ANA, now=NOW)
+    tend(1)
+    breakers.reset("api", ANA, now=NOW)
+
+    redrives.start(job.operation_id, ANA, now=NOW)
+    tend(2, times=3)
+
+    assert told(job) == ("running", 1, 0, 4)
+
+
+def test_small_jobs_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "AT_ONCE", 2)
+    dead(20)
+    large = started()
+    make_dead_letter(make_task(task_id="other", status=TaskStatus.FAILED))
+    small = started(Wanted(task_id="other"))
+
+    tend(0, times=3)
+
+    assert told(small)[0] == "completed"
+    assert told(large)[:2] == ("running", 4)
+
+
 def test_fewer_than_the_first_are_simply_done() -> None:
     dead(2)
     job = started(pace=Pace(first=5))
@@ -279,6 +318,7 @@ def test_a_step_that_fails_is_tried_again_and_stands_in_nobodys_way(monkeypatch:
 
     kinds = {"redrive": jobs.Kind("redrive", broken, redrives.REDRIVE.obstacle, redrives.REDRIVE.verdict)}
 
+    jobs.tend(kinds, now=NOW)
     jobs.tend(kinds, now=NOW)
     assert (told(bad)[0], told(good)[0]) == ("running", "completed")
     assert "RuntimeError" in bad.said
