@@ -16,10 +16,11 @@ from hypothesis.stateful import (
 )
 
 from k1node.lib.errors import Conflict
-from recovery import breakers, interventions, supervision
+from recovery import breakers, dead_letters, interventions, supervision
 from recovery.breaker_rules import State
-from recovery.models import Breaker
+from recovery.models import Breaker, DeadLetter
 from recovery.records import By
+from recovery.retries import Changes
 from scheduling import claims, gates, parking, queue
 from scheduling.claims import Claim
 from scheduling.models import FINISHED, Attempt, Gate, Task, TaskStatus
@@ -33,7 +34,9 @@ ANA = By("ana")
 KINDS = [*OutcomeKind, *[OutcomeKind.FAILED] * 6, *[OutcomeKind.COMPLETED] * 3]
 RESULTS = [OutcomeKind.COMPLETED, OutcomeKind.FAILED]
 STEPS = ["work"] * 3 + ["wait"] * 2 + ["claim", "settle", "enqueue", "give back", "intervene", "intervene", "retry"]
-STEPS += ["operate"]
+STEPS += ["operate", "dead letter", "dead letter"]
+CODES = [1, 1, 64]  # the last is final
+PICK = st.integers(0, 99)
 SPENT = {OutcomeKind.COMPLETED, OutcomeKind.FAILED, OutcomeKind.TIMEOUT, OutcomeKind.LOST}
 VERBS = {
     "pause": interventions.pause,
@@ -78,7 +81,7 @@ class Recovery(RuleBasedStateMachine):
         draw = data.draw
         match draw(st.sampled_from(STEPS)):
             case "work":
-                self.work(draw(st.lists(st.sampled_from(RESULTS), min_size=1, max_size=4)))
+                self.work(draw(st.lists(st.sampled_from(RESULTS), min_size=1, max_size=4)), draw(st.sampled_from(CODES)))
             case "wait":
                 self.wait(draw(st.sampled_from([0, 1, 61, 1000])))
             case "enqueue":
@@ -86,13 +89,15 @@ class Recovery(RuleBasedStateMachine):
             case "claim":
                 self.claim(draw(st.integers(1, 3)))
             case "settle" if self.held:
-                self.settle(draw(st.sampled_from(KINDS)), draw(st.sampled_from([1, 1, 64])), draw(st.integers(1, 3)))
+                self.settle(draw(st.sampled_from(KINDS)), draw(st.sampled_from(CODES)), draw(st.integers(1, 3)))
             case "give back" if self.held:
                 self.give_back()
             case "intervene":
                 self.intervene(draw(st.sampled_from(sorted(VERBS))), draw(st.integers(0, 99)))
             case "retry" if self.ended:
                 self.retry(draw(st.integers(0, 99)))
+            case "dead letter":
+                self.dead_letter(draw(st.sampled_from(["resubmit", "resubmit", "archive", "unarchive"])), draw(PICK))
             case "operate":
                 self.operate(draw(st.sampled_from(["probe", "probe", "probe", "open", "close", "reset"])))
 
@@ -138,12 +143,12 @@ class Recovery(RuleBasedStateMachine):
             assert after.generation == before.generation  # a late result moves nothing
         self.spent[each.id] += kind in SPENT
 
-    def work(self, outcomes: list[OutcomeKind]) -> None:
+    def work(self, outcomes: list[OutcomeKind], code: int) -> None:
         """Claim and settle, and let the clock see what has come of it."""
         for kind in outcomes:
             self.claim(1)
             if self.held:
-                self._settle(self.held.pop(), kind, 1)
+                self._settle(self.held.pop(), kind, code)
             self.wait(0)
 
     def give_back(self) -> None:
@@ -167,6 +172,22 @@ class Recovery(RuleBasedStateMachine):
         except Conflict:
             return
         self.spent[made.pk] = 0
+
+    def dead_letter(self, verb: str, which: int) -> None:
+        letters = list(DeadLetter.objects.select_related("task").order_by("pk"))
+        if not letters:
+            return
+        letter = letters[which % len(letters)]
+        with suppress(Conflict):
+            match verb:
+                case "resubmit":
+                    made = dead_letters.resubmit(letter, Changes(), ANA, now=self.now)
+                    assert letter.status == DeadLetter.Status.PENDING
+                    self.spent[made.pk] = 0
+                case "archive":
+                    dead_letters.archive([letter], ANA, now=self.now)
+                case "unarchive":
+                    dead_letters.unarchive([letter], ANA, now=self.now)
 
     def operate(self, verb: str) -> None:
         soon = self.now + timedelta(minutes=1)
@@ -225,6 +246,22 @@ class Recovery(RuleBasedStateMachine):
             )
         )
         assert len(finals) == len(set(finals))
+
+    @invariant()
+    def each_failed_task_has_one_dead_letter_and_no_other_has_any(self) -> None:
+        failed = Task.objects.filter(status=TaskStatus.FAILED).values_list("pk", flat=True)
+        assert sorted(failed) == sorted(DeadLetter.objects.values_list("task_id", flat=True))
+
+    @invariant()
+    def a_dead_letter_is_resubmitted_as_one_task_and_a_task_is_made_of_one(self) -> None:
+        made = []
+        for letter in DeadLetter.objects.select_related("new_task"):
+            assert (letter.status == DeadLetter.Status.RESUBMITTED) == (letter.new_task is not None)
+            if letter.new_task is not None:
+                made.append(letter.new_task.pk)
+                again = DeadLetter.objects.filter(task=letter.new_task).first()
+                assert again is None or again.previous_dlq_id == letter.dlq_id
+        assert len(made) == len(set(made))
 
     @invariant()
     def gates_count_right(self) -> None:
