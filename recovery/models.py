@@ -157,7 +157,7 @@ class Intervention(models.Model):
         CLOSE = "close"
         RESET = "reset"
         PROBE = "probe"
-        CONFIGURE = "configure"
+        CONFIGURE = "configure"  # of a retry policy too, as the next
         DELETE = "delete"
         HOLD = "hold"
         RELEASE = "release"
@@ -170,6 +170,7 @@ class Intervention(models.Model):
         Task, models.DO_NOTHING, null=True, db_constraint=False, db_index=False, related_name="interventions"
     )
     breaker_id = models.CharField(max_length=120, blank=True)  # of an intervention on a breaker, which has no task
+    policy = models.CharField(max_length=64, blank=True)  # of one on a retry policy, which has neither
     action = models.CharField(max_length=9, choices=Action.choices)
     reason = models.CharField(max_length=500, blank=True)
     performed_by = models.CharField(max_length=150)
@@ -192,6 +193,8 @@ class Intervention(models.Model):
     def subject(self) -> str:
         if self.task_id is not None:
             return f"task {self.task_id}"
+        if self.policy:
+            return f"retry policy {self.policy}"
         return f"breaker {self.breaker_id}" if self.breaker_id else "everything"
 
 

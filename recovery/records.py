@@ -27,6 +27,7 @@ class By:
 COLUMNS = {
     "task_id": "bigint",
     "breaker_id": "text",
+    "policy": "text",
     "action": "text",
     "reason": "text",
     "performed_by": "text",
@@ -53,6 +54,7 @@ def record_many(done: Sequence[Done], by: By, *, now: datetime) -> None:
         (
             each.task_id,
             "",
+            "",
             each.action.value,
             by.reason,
             name,
@@ -73,12 +75,14 @@ def record(
     *,
     task: Task | None = None,
     breaker_id: str = "",
+    policy: str = "",
     now: datetime,
 ) -> Intervention:
-    """Write down an intervention on a task, on a breaker, or on everything."""
+    """Write down an intervention on a task, on a breaker, on a retry policy, or on everything."""
     return Intervention.objects.create(
         task=task,
         breaker_id=breaker_id,
+        policy=policy,
         action=action,
         reason=by.reason,
         performed_by=by.name[:150],

@@ -42,6 +42,8 @@ class RetryPolicy(models.Model):
     cap_ms = models.PositiveBigIntegerField(default=900_000)
     jitter = models.CharField(max_length=8, choices=Jitter.choices, default=Jitter.FULL)
     deadline_ms = models.PositiveBigIntegerField(null=True, blank=True)  # from the first start to the last retry
+    # In place of a deletion: nothing new may name it, and the tasks that do go on with it.
+    retired = models.BooleanField(default=False, editable=False)
 
     class Meta:
         verbose_name_plural = "retry policies"

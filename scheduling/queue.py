@@ -40,7 +40,7 @@ class TaskIdTaken(Conflict):
 
 
 class PolicyUnknown(FieldInvalid):
-    """No retry policy has this name."""
+    """No retry policy that may be chosen has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,20 @@ def check(handler: str, parameters: dict[str, Any], retry_policy: str) -> None:
     check_policy(retry_policy)
 
 
-def check_policy(name: str) -> None:
-    if not RetryPolicy.objects.filter(pk=name).exists():
-        known = ", ".join(RetryPolicy.objects.values_list("name", flat=True)[:20])
-        raise PolicyUnknown("retry_policy", f"There is no retry policy '{name}'", f"Use one of: {known}")
+def check_policy(name: str, *, keep: bool = False) -> None:
+    """Raise PolicyUnknown unless what is new may name this retry policy.
+
+    With `keep`, which needs a transaction, that stays true until its end.
+    """
+    rows = RetryPolicy.objects.filter(pk=name)
+    if keep and sql.is_postgresql():
+        rows = rows.select_for_update(no_key=True)  # tasks that name it can be enqueued meanwhile
+    is_retired = list(rows.values_list("retired", flat=True))
+    if is_retired == [False]:
+        return
+    known = ", ".join(RetryPolicy.objects.filter(retired=False).values_list("name", flat=True)[:20])
+    what = f"The retry policy '{name}' is retired" if is_retired else f"There is no retry policy '{name}'"
+    raise PolicyUnknown("retry_policy", what, f"Use one of: {known}")
 
 
 def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:

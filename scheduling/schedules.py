@@ -100,12 +100,15 @@ def check_period(schedule: Schedule, now: datetime) -> None:
         raise PeriodInvalid("ends_at", "Must be later than starts_at", "Choose a later end, or leave it out")
 
 
-def _check(schedule: Schedule, changed: set[str], now: datetime) -> None:
-    """Raise InvalidRequest with every problem of what has changed; the rest was accepted once and stays."""
+def _check(schedule: Schedule, changed: set[str], now: datetime, *, keep: bool = False) -> None:
+    """Raise InvalidRequest with every problem of what has changed; the rest was accepted once and stays.
+
+    With `keep`, in a transaction, its retry policy is not retired before the end of that.
+    """
     checks: list[tuple[set[str], Callable[[], None]]] = [
         ({"task_id"}, lambda: tasks.check_id(schedule.task_id)),
         ({"handler", "parameters"}, lambda: tasks.check_handler(schedule.handler, schedule.parameters)),
-        ({"retry_policy"}, lambda: queue.check_policy(str(schedule.retry_policy_id))),
+        ({"retry_policy"}, lambda: queue.check_policy(str(schedule.retry_policy_id), keep=keep)),
         ({"circuit_breaker"}, lambda: tasks.check_breaker(schedule.circuit_breaker, schedule.task_id)),
         ({"schedule_type", "schedule_expr"}, lambda: check_expression(schedule.schedule_type, schedule.schedule_expr)),
         ({"timezone"}, lambda: _check_zone(schedule.timezone)),
@@ -142,6 +145,7 @@ def create(values: Mapping[str, Any], by: str, *, now: datetime) -> Schedule:
     def work() -> Schedule:
         if Task.objects.filter(task_id=fields["task_id"]).exists():
             raise ScheduleIdTaken(fields["task_id"], "task")
+        queue.check_policy(str(checked.retry_policy_id), keep=True)  # it may have been retired a moment ago
         schedule = Schedule(**_columns(fields), created_by=by[:150], next_fire_at=next_fire_at)
         try:
             with transaction.atomic():
@@ -172,7 +176,7 @@ def update(schedule: Schedule, changes: Mapping[str, Any], by: str, *, now: date
         for name in changed:
             setattr(row, name, changes[name])
         changed = {name.removesuffix("_id") for name in changed}
-        _check(row, changed, now)
+        _check(row, changed, now, keep=True)
         if changed & MOVES_NEXT_FIRE or row.last_error:
             row.next_fire_at = slots.first_fire_at(row, _past_the_ledger(row, now))
         row.last_error = ""

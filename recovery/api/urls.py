@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from recovery.api import breaker_views, dead_letter_views, redrive_views, views
+from recovery.api import breaker_views, dead_letter_views, policy_views, redrive_views, views
 
 tasks = views.InterventionViewSet.as_view
 breakers = breaker_views.BreakerViewSet.as_view
@@ -10,6 +10,7 @@ letters = dead_letter_views.DeadLetterViewSet.as_view
 redrives = redrive_views.RedriveViewSet.as_view
 redrive_entries = redrive_views.RedriveEntryViewSet.as_view
 hold = breaker_views.HoldViewSet.as_view
+policies = policy_views.PolicyViewSet.as_view
 
 urlpatterns = [
     path("metrics/retry-stats", views.MetricsViewSet.as_view({"get": "retry_stats"}), name="retry-stats"),
@@ -32,6 +33,12 @@ urlpatterns = [
     path("circuit-breaker/<str:breaker_id>/close", breakers({"post": "close"}), name="circuit-breaker-close"),
     path("circuit-breaker/<str:breaker_id>/reset", breakers({"post": "reset"}), name="circuit-breaker-reset"),
     path("circuit-breaker/<str:breaker_id>/probe", breakers({"post": "probe"}), name="circuit-breaker-probe"),
+    path("retry-policies", policies({"get": "list_policies", "post": "create"}), name="retry-policies"),
+    path(
+        "retry-policies/<str:name>",
+        policies({"get": "get", "patch": "update", "delete": "retire"}),
+        name="retry-policy",
+    ),
     path("scheduler/hold", hold({"get": "get", "post": "hold"}), name="hold"),
     path("scheduler/hold/release", hold({"post": "release"}), name="hold-release"),
     path("queue/dlq", letters({"get": "list_entries", "post": "create"}), name="dead-letters"),

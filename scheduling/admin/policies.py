@@ -11,27 +11,26 @@ from k1node.lib import admin_display as display
 from k1node.lib.admin_base import SET_UP, ConsoleAdmin
 from scheduling.admin.fields import DurationField
 from scheduling.models import RetryPolicy
-from scheduling.tasks import NAME, NAME_RULE
-
-MOST_WAIT_MS = 30 * 86_400_000
-MOST_ATTEMPTS = 100
-MOST_MULTIPLIER = 10
-SHOWN_WAITS = 6
+from scheduling.policies import ATTEMPTS, DEADLINES_MS, MULTIPLIERS, NAME_RULE, SHOWN_WAITS, WAITS_MS, waits_ms
+from scheduling.tasks import NAME
 
 
 class RetryPolicyForm(forms.ModelForm):  # type: ignore[type-arg]
     max_attempts = forms.IntegerField(
-        label="Attempts", min_value=1, max_value=MOST_ATTEMPTS, help_text="The first try included; 1 means no retry."
+        label="Attempts",
+        min_value=ATTEMPTS[0],
+        max_value=ATTEMPTS[1],
+        help_text="The first try included; 1 means no retry.",
     )
-    first_wait_ms = DurationField(label="First wait", high=MOST_WAIT_MS, help_text="30 s, 5 min")
+    first_wait_ms = DurationField(label="First wait", high=WAITS_MS[1], help_text="30 s, 5 min")
     multiplier = forms.FloatField(
-        min_value=1, max_value=MOST_MULTIPLIER, help_text="Each wait is this many times the one before."
+        min_value=MULTIPLIERS[0], max_value=MULTIPLIERS[1], help_text="Each wait is this many times the one before."
     )
-    cap_ms = DurationField(label="Longest wait", high=MOST_WAIT_MS, help_text="No wait is longer, before the jitter.")
+    cap_ms = DurationField(label="Longest wait", high=WAITS_MS[1], help_text="No wait is longer, before the jitter.")
     deadline_ms = DurationField(
         label="Deadline",
-        low=1000,
-        high=MOST_WAIT_MS,
+        low=DEADLINES_MS[0],
+        high=DEADLINES_MS[1],
         required=False,
         help_text="No retry is due later than this after the first start; empty means no deadline.",
     )
@@ -62,12 +61,8 @@ def waits(policy: RetryPolicy) -> str:
     """Return the waits before the retries, without their jitter."""
     if policy.max_attempts == 1:
         return "no retry"
-    count = policy.max_attempts - 1
-    lengths = [
-        min(policy.cap_ms, policy.first_wait_ms * policy.multiplier**number)
-        for number in range(min(count, SHOWN_WAITS))
-    ]
-    return display.joined(display.duration(length) for length in lengths) + (" …" if count > SHOWN_WAITS else "")
+    more = " …" if policy.max_attempts - 1 > SHOWN_WAITS else ""
+    return display.joined(display.duration(length) for length in waits_ms(policy)) + more
 
 
 @admin.register(RetryPolicy)

@@ -83,7 +83,7 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
     priority = forms.IntegerField(
         min_value=tasks.PRIORITIES[0], max_value=tasks.PRIORITIES[1], help_text="1 to 10; 10 is the most urgent."
     )
-    retry_policy = forms.ModelChoiceField(RetryPolicy.objects.all(), empty_label=None)
+    retry_policy = forms.ModelChoiceField(RetryPolicy.objects.filter(retired=False), empty_label=None)
 
     class Meta:
         model = Schedule
@@ -99,7 +99,8 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
         # Fields are missing where a person may only look.
         if isinstance(policies := self.fields.get("retry_policy"), forms.ModelChoiceField):
             # Asked for once, and not at every look.
-            policies.choices = [(name, name) for name in RetryPolicy.objects.values_list("pk", flat=True)]
+            known = RetryPolicy.objects.filter(retired=False).values_list("pk", flat=True)
+            policies.choices = [(name, name) for name in known]
 
     def _begin(self) -> None:
         """Fill the form of a new schedule with what the model would; Django does not for fields declared here."""
