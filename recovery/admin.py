@@ -22,6 +22,7 @@ from recovery import (  # noqa: F401  (some only register their pages)
     hold_admin,
     interventions,
     notice_admin,
+    policy_admin,
 )
 from recovery.admin_words import by, changes, refusal, state_badge
 from recovery.models import Breaker, Intervention
@@ -150,7 +151,7 @@ class PersonFilter(TextFilter):
 class InterventionAdmin(KeysetAdmin):
     section = RECORDS
     place = 12
-    summary = "What people did to tasks and breakers, and why"
+    summary = "What people did to tasks, breakers and retry policies, and why"
     list_display = ("what", "task_link", "who", "why", "changed", "at")
     list_display_links = ("what",)
     list_filter = (TaskFilter, PersonFilter)

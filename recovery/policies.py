@@ -86,7 +86,7 @@ def retire(name: str, by: By, *, now: datetime) -> RetryPolicy:
     def work() -> RetryPolicy:
         row = _locked(name)
         if name in policies.BUILT_IN:
-            raise PolicyRefuses(f"'{name}' is built in and cannot be retired; its figures can be changed")
+            raise PolicyRefuses("It is built in and cannot be retired; its figures can be changed")
         if row.retired:
             raise PolicyRefuses("It is retired already")
         named = Schedule.objects.filter(retry_policy=name).order_by("task_id").values_list("task_id", flat=True).first()
@@ -96,6 +96,17 @@ def retire(name: str, by: By, *, now: datetime) -> RetryPolicy:
         row.save(update_fields=("retired",))
         records.record(Action.DELETE, by, {"retired": False}, {"retired": True}, policy=name, now=now)
         return row
+
+    return sql.in_transaction(work)
+
+
+def restore(name: str, by: By, *, now: datetime) -> RetryPolicy:
+    """Let what is new name a retired policy again. Raises PolicyRefuses and NotFound."""
+
+    def work() -> RetryPolicy:
+        if not _locked(name).retired:
+            raise PolicyRefuses("It is not retired")
+        return configure(name, {"retired": False}, by, now=now)
 
     return sql.in_transaction(work)
 

@@ -71,9 +71,9 @@ class RetryPolicyAdmin(ConsoleAdmin):
     place = 10
     summary = "How often, and after which waits, failed tasks are tried again"
     form = RetryPolicyForm
-    list_display = ("name", "max_attempts", "waits_between", "longest", "jitter", "deadline")
+    list_display: tuple[str, ...] = ("name", "max_attempts", "waits_between", "longest", "jitter", "deadline")
     show_full_result_count = False
-    actions = None
+    actions: tuple[str, ...] | None = None
     waits_between = display.column("waits, before the jitter", waits)
     longest = display.duration_column("cap_ms", "longest wait")
     deadline = display.duration_column("deadline_ms", "deadline")
