@@ -13,6 +13,7 @@ on. The loop sleeps until the next slot or delay is due, at most TICK.
 | report | 1 s | this node's row: load, limits, beats |
 | tend breakers | tick | what an opening one stops is parked, probes go out, what waited is let through |
 | wake breakers | 0.5 s | those that could probe and at which a task has arrived; a hold whose time is over ends |
+| resume | 0.5 s | paused tasks whose pause is over go on |
 | carry on bulk jobs | tick | the next few of each set: redrives |
 | sweep gates | 30 s | missed releases, counts that do not match |
 | fold, prune | 60 s, or 1 s while there is more | old counters together, old rows away, in small batches |
@@ -34,7 +35,7 @@ from k1node.lib.board import GONE, Board
 from k1node.lib.clock_time import database_now
 from k1node.lib.node_id import node_id
 from k1node.operations import jobs
-from recovery import breakers, holds, redrives, supervision
+from recovery import breakers, holds, interventions, redrives, supervision
 from scheduling import claims, gates, nodes, retention, slots
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Clock:
             Duty("report", 1, self.report),
             Duty("tend breakers", 0, self.tend_breakers),
             Duty("wake breakers", 0.5, self.wake_breakers),
+            Duty("resume", 0.5, self.resume),
             Duty("carry on bulk jobs", 0, self.carry_on),
             Duty("sweep gates", 30, self.sweep_gates),
             tidying := Duty("fold and prune", 60, self.tidy),
@@ -177,6 +179,11 @@ class Clock:
     def wake_breakers(self, now: datetime) -> None:
         breakers.wake_idle(now=now)
         holds.end_overdue(now=now)
+
+    def resume(self, now: datetime) -> None:
+        until = time.monotonic() + DUTY_SECONDS
+        while interventions.resume_overdue(now=now) == interventions.RESUME_MOST and time.monotonic() < until:
+            pass
 
     def carry_on(self, now: datetime) -> None:
         until = time.monotonic() + JOBS_SECONDS

@@ -1,6 +1,7 @@
 """Interventions on the console: the buttons and the history on a task's page, and the record of all of them."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
@@ -24,6 +25,7 @@ from recovery import (  # noqa: F401  (some only register their pages)
     notice_admin,
     policy_admin,
 )
+from recovery.admin_forms import LENGTHS
 from recovery.admin_words import by, changes, refusal, state_badge
 from recovery.models import Breaker, Intervention
 from recovery.records import By
@@ -41,11 +43,10 @@ LABELS = {
     "retry": "Retry",
     "priority": "Set priority",
 }
-DONE = {"pause": "Paused", "resume": "Resumed", "skip": "Skipped", "cancel": "Cancelled"}
+DONE = {"resume": "Resumed", "skip": "Skipped", "cancel": "Cancelled"}
 
 Verb = Callable[..., Intervention]
 VERBS: dict[str, Verb] = {
-    "pause": interventions.pause,
     "resume": interventions.resume,
     "skip": interventions.skip,
     "cancel": interventions.cancel,
@@ -88,6 +89,7 @@ class OperatedTaskAdmin(TaskAdmin):
             "verbs": [
                 (LABELS[verb], reverse("admin:scheduling_task_do", args=(task.pk, verb)), verb) for verb in verbs
             ],
+            "pauses": LENGTHS,
             "priorities": range(tasks.PRIORITIES[0], tasks.PRIORITIES[1] + 1),
             "interventions": [(row, changes(row)) for row in rows],
         }
@@ -129,6 +131,12 @@ class OperatedTaskAdmin(TaskAdmin):
             interventions.reprioritise(task, int(chosen), by, now=now)
             self.message_user(request, format_html("Priority of {} is {} now.", task.task_id, chosen))
             return task
+        if verb == "pause":
+            until = self._end_of_pause(request, now)
+            interventions.pause(task, by, until=until, now=now)
+            end = f" until {display.exact(until)}" if until else ""
+            self.message_user(request, format_html("Paused {}{}.", task.task_id, end))
+            return task
         row = VERBS[verb](task, by, now=now)
         if row.after.get("asked") in ("skip", "cancel"):
             text = format_html("Ending {}: its worker sees to it within seconds.", task.task_id)
@@ -136,6 +144,13 @@ class OperatedTaskAdmin(TaskAdmin):
             text = format_html("{} {}.", DONE[verb], task.task_id)
         self.message_user(request, text)
         return task
+
+    @staticmethod
+    def _end_of_pause(request: HttpRequest, now: datetime) -> datetime | None:
+        chosen = request.POST.get("length", "")
+        if chosen and chosen not in LENGTHS:
+            raise steering.Impossible("Choose how long it is paused")
+        return now + LENGTHS[chosen] if chosen else None
 
 
 class PersonFilter(TextFilter):

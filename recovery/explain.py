@@ -55,9 +55,9 @@ def explain(task: Task, *, now: datetime) -> Explanation:
     if task.status in FINISHED:
         return Explanation("ended", f"It has ended: {task.status}.", {"since": task.finished_at})
     if task.status == TaskStatus.EXECUTING:
-        return _held(task)
+        return _held(task, now)
     if task.status == TaskStatus.PAUSED:
-        return _paused(task)
+        return _paused(task, now)
     if task.status == TaskStatus.SCHEDULED:
         return _not_due(task, now)
     if task.status == TaskStatus.BLOCKED:
@@ -65,23 +65,28 @@ def explain(task: Task, *, now: datetime) -> Explanation:
     return _stopped(task) or _queued(task, now)
 
 
-def _held(task: Task) -> Explanation:
+def _held(task: Task, now: datetime) -> Explanation:
     facts = {"since": task.started_at, "worker": task.lease_owner}
     if task.control in (Control.CANCEL, Control.SKIP):
         return Explanation("ending", f"It is being ended: {task.control_reason or task.control}.", facts)
     if task.paused_at is not None:
-        return _paused(task)
+        return _paused(task, now)
     if task.started_at is None:
         return Explanation("claimed", "A worker has it in its hands and starts it after a few short tasks.", facts)
     return Explanation("running", "It runs.", facts)
 
 
-def _paused(task: Task) -> Explanation:
+def _paused(task: Task, now: datetime) -> Explanation:
     row = Intervention.objects.filter(task=task, action=Intervention.Action.PAUSE).order_by("-pk").first()
-    facts = {"since": task.paused_at, "by": row.performed_by if row else None}
+    until = task.paused_until
+    facts = {"since": task.paused_at, "until": until, "by": row.performed_by if row else None}
     who = f" by {row.performed_by}" if row else ""
     why = f": {row.reason}" if row and row.reason else ""
-    return Explanation("paused", f"It was paused{who}{why}. It goes on when somebody resumes it.", facts)
+    if until is None:
+        return Explanation("paused", f"It was paused{who}{why}. It goes on when somebody resumes it.", facts)
+    end = f" until {until:%Y-%m-%d %H:%M:%S} UTC"
+    ends = "It goes on by itself then" if until > now else "That is over; the clock resumes it within a second"
+    return Explanation("paused", f"It was paused{who}{end}{why}. {ends}.", facts)
 
 
 def _not_due(task: Task, now: datetime) -> Explanation:

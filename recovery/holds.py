@@ -11,10 +11,8 @@ from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import Conflict
 from recovery.models import Hold, Intervention
-from recovery.records import By, record
+from recovery.records import CLOCK, By, record
 from scheduling import parking
-
-CLOCK = By("clock")
 
 
 class HoldRefuses(Conflict):

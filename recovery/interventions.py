@@ -5,6 +5,7 @@ who press at the same moment are one after the other, and the second is told wha
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from k1node.lib import sql
 from k1node.lib.errors import K1NodeError, NotFound
 from recovery import records, retries
 from recovery.models import Intervention
-from recovery.records import By
+from recovery.records import CLOCK, By
 from recovery.retries import Changes
 from scheduling import queries, steering
 from scheduling.models import Control, Task, TaskStatus
@@ -24,6 +25,7 @@ from scheduling.steering import Locked
 Action = Intervention.Action
 
 PRUNE_BATCH = 500
+RESUME_MOST = 100  # pauses that end in one pass of the clock
 EVENTS = {
     Action.PAUSE: "task.paused",
     Action.RESUME: "task.resumed",
@@ -32,14 +34,27 @@ EVENTS = {
 }
 
 
-def pause(task: Task, by: By, *, now: datetime) -> Intervention:
-    """Keep a task from starting, or stop its run where it is; raises Impossible."""
-    return _intervene(task, Action.PAUSE, by, lambda locked: steering.pause(locked, now=now), now=now)
+def pause(task: Task, by: By, *, until: datetime | None = None, now: datetime) -> Intervention:
+    """Keep a task from starting, or stop its run where it is, until a moment or a resume; raises Impossible."""
+    return _intervene(task, Action.PAUSE, by, lambda locked: steering.pause(locked, until=until, now=now), now=now)
 
 
 def resume(task: Task, by: By, *, now: datetime) -> Intervention:
     """Undo a pause; raises Impossible."""
     return _intervene(task, Action.RESUME, by, lambda locked: steering.resume(locked, now=now), now=now)
+
+
+def resume_overdue(*, now: datetime) -> int:
+    """Resume the paused tasks whose time is over, RESUME_MOST at the most; return how many.
+
+    Each in a transaction of its own, under its lock: of two clocks one does it, and a person who was faster stands.
+    """
+    resumed = 0
+    for task in steering.overdue(now=now, limit=RESUME_MOST):
+        with suppress(steering.Impossible, NotFound):
+            _intervene(task, Action.RESUME, CLOCK, lambda locked: steering.resume_overdue(locked, now=now), now=now)
+            resumed += 1
+    return resumed
 
 
 def skip(task: Task, by: By, *, now: datetime) -> Intervention:
@@ -114,7 +129,13 @@ def _intervene(
         if action in EVENTS and not (
             locked.task.status == TaskStatus.EXECUTING and locked.task.control in (Control.CANCEL, Control.SKIP)
         ):
-            fact = {"task_id": locked.task.task_id, "status": queries.shown_status(locked.task), "by": by.name}
+            fact: dict[str, Any] = {
+                "task_id": locked.task.task_id,
+                "status": queries.shown_status(locked.task),
+                "by": by.name,
+            }
+            if locked.task.paused_until is not None:
+                fact["until"] = locked.task.paused_until
             log.publish(EVENTS[action], fact, now=now)
         log.publish_many(
             [("task.cancelled", {"task_id": task_id, "status": "cancelled"}) for task_id in others], now=now
@@ -134,4 +155,6 @@ def _facts(task: Task) -> dict[str, Any]:
     facts: dict[str, Any] = {"status": queries.shown_status(task), "priority": task.priority}
     if task.control:
         facts["asked"] = str(task.control)
+    if task.paused_until is not None:
+        facts["until"] = task.paused_until.isoformat()
     return facts

@@ -24,6 +24,8 @@ class By:
         return f"{self.name}: {self.reason}" if self.reason else self.name
 
 
+CLOCK = By("clock")  # of what ends because its time is over
+
 COLUMNS = {
     "task_id": "bigint",
     "breaker_id": "text",

@@ -191,6 +191,7 @@ class Held:
     gate_id: int | None
     control: str
     reason: str  # of the control
+    paused_until: datetime | None = None
 
 
 def lock_held(claims: Sequence[Claim]) -> dict[int, Held]:
@@ -198,13 +199,17 @@ def lock_held(claims: Sequence[Claim]) -> dict[int, Held]:
     with connection.cursor() as cursor:
         among, values = sql.among([claim.id for claim in claims])
         cursor.execute(
-            f"SELECT id, fence, gate_id, control, control_reason FROM scheduling_task WHERE id {among}"
+            f"SELECT id, fence, gate_id, control, control_reason, paused_until FROM scheduling_task WHERE id {among}"
             f" AND status = 'executing' ORDER BY id{sql.for_update()}",
             values,
         )
         rows = cursor.fetchall()
     fences = {claim.id: claim.fence for claim in claims}
-    return {pk: Held(gate_id, *asked) for pk, fence, gate_id, *asked in rows if fences[pk] == fence}
+    return {
+        pk: Held(gate_id, control, reason, until and sql.moment(until))
+        for pk, fence, gate_id, control, reason, until in rows
+        if fences[pk] == fence
+    }
 
 
 def stage(*, now: datetime, limit: int = 1000) -> int:

@@ -206,6 +206,7 @@ class Task(models.Model):
     control = models.CharField(max_length=6, choices=Control.choices, default=Control.NONE, blank=True)
     control_reason = models.CharField(max_length=500, blank=True)
     paused_at = models.DateTimeField(null=True, blank=True)
+    paused_until = models.DateTimeField(null=True, blank=True)  # of a pause that ends by itself
     gate = models.ForeignKey(Gate, models.PROTECT, null=True, blank=True, db_index=False, related_name="tasks")
     blocked_on = models.ForeignKey(Gate, models.PROTECT, null=True, blank=True, db_index=False, related_name="waiters")
     # The generation of its breaker's closed door that lets it through; 0 is none. Ends when it is settled or paused.
@@ -274,6 +275,8 @@ class Task(models.Model):
                 condition=Q(permit__gt=0, status__in=("queued", "executing")),
                 name="task_permit",
             ),
+            # for the clock: pauses whose time is over
+            models.Index(fields=("paused_until",), condition=Q(paused_until__isnull=False), name="task_paused_until"),
             # for the chain of retries
             models.Index(fields=("origin",), condition=Q(origin__isnull=False), name="task_origin"),
         )

@@ -239,12 +239,19 @@ def end_earlier_runs(schedule: Schedule, gate_id: int, *, keep: str, now: dateti
         list(others.order_by("pk").select_for_update().values_list("pk"))
     idle = others.exclude(status=TaskStatus.EXECUTING)  # also what is parked behind a breaker
     cancelled += idle.values_list("task_id", flat=True)
-    queued = idle.update(status=TaskStatus.CANCELLED, blocked_on=None, permit=0, **ended)
+    queued = idle.update(
+        status=TaskStatus.CANCELLED, blocked_on=None, permit=0, paused_at=None, paused_until=None, **ended
+    )
     # One that a person is ending already keeps that person's reason.
     told = (
         others.filter(status=TaskStatus.EXECUTING)
         .exclude(control__in=(Control.CANCEL, Control.SKIP))
-        .update(control=Control.CANCEL, control_reason="A newer run of its schedule is due", paused_at=None)
+        .update(
+            control=Control.CANCEL,
+            control_reason="A newer run of its schedule is due",
+            paused_at=None,
+            paused_until=None,
+        )
     )
     if queued:
         gates.settled({gate.pk: gate}, [(gate.pk, TaskStatus.CANCELLED)] * queued, now=now)

@@ -7,7 +7,7 @@ fence has moved on (rescued, cancelled by force) is left as it is: the late resu
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -46,7 +46,9 @@ EVENT_AFTER = {
     Action.SKIP: "task.skipped",
 }
 FINAL = {Action.COMPLETE, Action.FAIL, Action.CANCEL, Action.SKIP}
-LEASE_ENDS = "lease_owner = '', lease_expires_at = NULL, control = '', paused_at = NULL, permit = 0"
+LEASE_ENDS = (
+    "lease_owner = '', lease_expires_at = NULL, control = '', paused_at = NULL, paused_until = NULL, permit = 0"
+)
 ASKED = {"cancel": Action.CANCEL, "skip": Action.SKIP}  # what Task.control makes of a run that would begin again
 
 TASK_COLUMNS = {
@@ -184,7 +186,9 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
         # Gates that took these tasks in while they ran: after the tasks, against the order, so at worst this repeats.
         gate_of |= gates.lock(joined)
     sql.update_many("scheduling_task", TASK_COLUMNS, [s.rows.task for s in settled], also=LEASE_ENDS)
-    _keep_paused([s.claim.id for s in settled if _stays_paused(s, held[s.claim.id])], now=now)
+    _keep_paused(
+        {s.claim.id: held[s.claim.id].paused_until for s in settled if _stays_paused(s, held[s.claim.id])}, now=now
+    )
     finals = [
         (s.claim.gate_id, TaskStatus(STATUS_AFTER[s.decision.action]))
         for s in settled
@@ -220,9 +224,14 @@ def _stays_paused(s: Settlement, held: Held) -> bool:
     return held.control == Control.PAUSE and s.decision.action not in FINAL
 
 
-def _keep_paused(ids: Sequence[int], *, now: datetime) -> None:
-    if ids:
-        Task.objects.filter(pk__in=ids).update(status=TaskStatus.PAUSED, paused_at=now)
+def _keep_paused(untils: Mapping[int, datetime | None], *, now: datetime) -> None:
+    """Pause the tasks of these ids, each until its own time if it has one."""
+    if not untils:
+        return
+    Task.objects.filter(pk__in=list(untils)).update(status=TaskStatus.PAUSED, paused_at=now)
+    for pk, until in untils.items():
+        if until is not None:
+            Task.objects.filter(pk=pk).update(paused_until=until)
 
 
 def _write_output(settled: Sequence[Settlement]) -> None:

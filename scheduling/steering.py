@@ -78,8 +78,11 @@ def is_parked(task: Task) -> bool:
     return task.status == TaskStatus.BLOCKED and task.blocked_on_id != task.gate_id
 
 
-def pause(locked: Locked, *, now: datetime) -> None:
-    """Take a waiting task out of the queue, or have a running one stopped; raises Impossible."""
+def pause(locked: Locked, *, until: datetime | None = None, now: datetime) -> None:
+    """Take a waiting task out of the queue, or have a running one stopped; raises Impossible.
+
+    After `until` the clock resumes it (overdue).
+    """
     task = locked.task
     _refuse_finished(task)
     if task.status == TaskStatus.PAUSED or task.control == Control.PAUSE:
@@ -93,8 +96,8 @@ def pause(locked: Locked, *, now: datetime) -> None:
         if not _can_pause(task.handler):
             raise Impossible(f"{task.handler} cannot be paused while it runs: it never calls context.checkpoint()")
         task.control, task.permit = Control.PAUSE, 0
-    task.paused_at = now
-    task.save(update_fields=("status", "blocked_on", "permit", "control", "paused_at"))
+    task.paused_at, task.paused_until = now, until
+    task.save(update_fields=("status", "blocked_on", "permit", "control", "paused_at", "paused_until"))
 
 
 def resume(locked: Locked, *, now: datetime) -> None:
@@ -107,9 +110,23 @@ def resume(locked: Locked, *, now: datetime) -> None:
         task.control = Control.NONE
     else:
         raise Impossible("It is not paused")
-    task.paused_at = None
-    task.save(update_fields=("status", "control", "paused_at"))
+    task.paused_at = task.paused_until = None
+    task.save(update_fields=("status", "control", "paused_at", "paused_until"))
     wake.tell()
+
+
+def overdue(*, now: datetime, limit: int) -> list[Task]:
+    """Return paused tasks whose pause is over, the longest first, with their keys alone; a plain read."""
+    paused = Task.objects.filter(paused_until__lte=now, status__in=(TaskStatus.PAUSED, TaskStatus.EXECUTING))
+    return list(paused.order_by("paused_until").only("pk")[:limit])
+
+
+def resume_overdue(locked: Locked, *, now: datetime) -> None:
+    """Undo a pause whose time is over; raises Impossible when it is not any more."""
+    until = locked.task.paused_until
+    if until is None or until > now:
+        raise Impossible("Its pause has no end that has come")
+    resume(locked, now=now)
 
 
 def end(locked: Locked, status: TaskStatus, why: str, *, now: datetime) -> list[str]:
@@ -121,11 +138,13 @@ def end(locked: Locked, status: TaskStatus, why: str, *, now: datetime) -> list[
     _refuse_finished(task)
     if task.status == TaskStatus.EXECUTING:
         _refuse_ending(task)
-        task.control, task.control_reason, task.paused_at = ENDED[status], why[:500], None
-        task.save(update_fields=("control", "control_reason", "paused_at"))
+        task.control, task.control_reason = ENDED[status], why[:500]
+        task.paused_at = task.paused_until = None
+        task.save(update_fields=("control", "control_reason", "paused_at", "paused_until"))
         return []
     gate_id, was_waiting = task.gate_id, task.status == TaskStatus.BLOCKED and not is_parked(task)
-    task.status, task.blocked_on, task.permit, task.paused_at = status, None, 0, None
+    task.status, task.blocked_on, task.permit = status, None, 0
+    task.paused_at = task.paused_until = None
     task.control, task.control_reason = Control.NONE, ""
     task.finished_at, task.last_error = now, why
     task.save(
@@ -134,6 +153,7 @@ def end(locked: Locked, status: TaskStatus, why: str, *, now: datetime) -> list[
             "blocked_on",
             "permit",
             "paused_at",
+            "paused_until",
             "control",
             "control_reason",
             "finished_at",

@@ -1,6 +1,5 @@
 """The messages of circuit breakers and of the hold."""
 
-from datetime import datetime
 from typing import Any
 
 from rest_framework import serializers
@@ -13,15 +12,6 @@ from recovery.api.serializers import InterventionInput
 from recovery.models import Breaker, Hold
 
 LONGEST_MS = 30 * 86_400_000
-
-
-class UntilInput(InterventionInput):
-    until = Timestamp(required=False, allow_null=True, help_text="When it ends by itself; left out: not before a reset")
-
-    def validate_until(self, until: datetime | None) -> datetime | None:
-        if until is not None and until <= self.context["now"]:
-            raise FieldInvalid("until", "Must lie in the future", "Leave it out, or name a later moment")
-        return until
 
 
 class BreakerFilters(QuerySerializer):

@@ -24,9 +24,8 @@ from recovery.api.breaker_serializers import (
     HoldOutput,
     NoHoldOutput,
     ProbeOutput,
-    UntilInput,
 )
-from recovery.api.serializers import InterventionInput
+from recovery.api.serializers import InterventionInput, UntilInput
 from recovery.models import Breaker
 from recovery.records import By
 

@@ -1,5 +1,6 @@
 """The messages of the recovery API."""
 
+from datetime import datetime
 from typing import Any
 
 from rest_framework import serializers
@@ -13,6 +14,7 @@ from k1node.api.serializers import (
     StrictString,
     Timestamp,
 )
+from k1node.lib.errors import FieldInvalid
 from recovery import explain, metrics
 from recovery.models import Intervention
 from scheduling import tasks
@@ -63,6 +65,19 @@ class InterventionInput(StrictSerializer):
     )
 
 
+class UntilInput(InterventionInput):
+    until = Timestamp(
+        required=False,
+        allow_null=True,
+        help_text="When it ends by itself; left out: when somebody resets, releases or resumes it",
+    )
+
+    def validate_until(self, until: datetime | None) -> datetime | None:
+        if until is not None and until <= self.context["now"]:
+            raise FieldInvalid("until", "Must lie in the future", "Leave it out, or name a later moment")
+        return until
+
+
 class RetryInput(InterventionInput):
     parameters = StrictObject(
         required=False, help_text="Laid over the original ones, key by key; timeout_ms also sets the task's timeout"
@@ -77,6 +92,7 @@ class PriorityInput(InterventionInput):
 class PausedOutput(serializers.Serializer[Any]):
     status = serializers.CharField()
     paused_at = Timestamp()
+    paused_until = Timestamp(required=False, help_text="Left out when somebody must resume it")
 
 
 class ResumedOutput(serializers.Serializer[Any]):

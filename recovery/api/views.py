@@ -26,6 +26,7 @@ from recovery.api.serializers import (
     RetryInput,
     RetryStatsFilters,
     RetryStatsOutput,
+    UntilInput,
 )
 from recovery.models import Intervention
 from recovery.records import By
@@ -105,16 +106,20 @@ class InterventionViewSet(ApiViewSet):
     list_key = "interventions"
     list_name = "InterventionHistory"
 
-    @extend_schema(request=InterventionInput, responses={202: OpenApiResponse(PausedOutput, "Task paused")})
+    @extend_schema(request=UntilInput, responses={202: OpenApiResponse(PausedOutput, "Task paused")})
     def pause(self, request: Request, task_id: str) -> Response:
         """Pause a task
 
         One that waits does not start; a command that runs is stopped where it is within two seconds, keeps its place
-        and its output, and its timeout stands still. 409 if it has ended, waits for its turn, or cannot be paused.
+        and its output, and its timeout stands still. It goes on when somebody resumes it, at `until` by itself. 409 if
+        it has ended, waits for its turn, or cannot be paused.
         """
-        task, by, _ = self._asked(task_id, InterventionInput)
-        done = interventions.pause(task, by, now=database_now())
-        return accepted(PausedOutput({"status": "paused", "paused_at": done.created_at}).data)
+        now = database_now()
+        task, by, body = self._asked(task_id, UntilInput, now=now)
+        until = body.get("until")
+        done = interventions.pause(task, by, until=until, now=now)
+        said = {"status": "paused", "paused_at": done.created_at}
+        return accepted(PausedOutput(said | ({"paused_until": until} if until else {})).data)
 
     @extend_schema(request=InterventionInput, responses={202: OpenApiResponse(ResumedOutput, "Task resumed")})
     def resume(self, request: Request, task_id: str) -> Response:
@@ -181,9 +186,9 @@ class InterventionViewSet(ApiViewSet):
         answer.data = {"task_id": task.task_id, **answer.data}
         return answer
 
-    def _asked(self, task_id: str, message: type[StrictSerializer]) -> tuple[Task, By, dict[str, Any]]:
+    def _asked(self, task_id: str, message: type[StrictSerializer], **context: Any) -> tuple[Task, By, dict[str, Any]]:
         """Return the task, who asks and why, and what else the body says."""
-        body = self.validated(message)
+        body = self.validated(message, **context)
         return _task(task_id), By(self.principal.name, body.pop("reason", None) or ""), body
 
 

@@ -388,6 +388,7 @@ class TaskSummaryOutput(serializers.Serializer[Task]):
     started_at = Timestamp(allow_null=True, help_text="Of the latest attempt")
     finished_at = Timestamp(allow_null=True)
     paused_at = Timestamp(allow_null=True)
+    paused_until = Timestamp(allow_null=True, help_text="When it goes on by itself; null: when somebody resumes it")
     result = serializers.SerializerMethodField(help_text="Of the latest attempt; null before the first")
     last_error = serializers.CharField()
 

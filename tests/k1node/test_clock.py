@@ -37,6 +37,16 @@ def test_a_tick_stages_fires_and_reports(clock: Clock) -> None:
     assert Node.objects.get().beat_at == now
 
 
+def test_a_pause_that_is_over_ends(clock: Clock) -> None:
+    now = database_now()
+    task = make_task(status=TaskStatus.PAUSED, paused_at=now, paused_until=now - timedelta(hours=1), due_at=now)
+
+    clock.tick(now)
+
+    task.refresh_from_db()
+    assert (task.status, task.paused_until) == (TaskStatus.QUEUED, None)
+
+
 def test_a_duty_that_fails_does_not_stop_the_others(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

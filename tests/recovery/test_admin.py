@@ -83,6 +83,30 @@ def test_a_button_does_what_it_says(
     assert (row.action, row.performed_by, row.reason) == (verb, "ana", "why not")
 
 
+@pytest.mark.parametrize(("length", "minutes"), [("15 min", 15), ("1 h", 60), ("4 h", 240)])
+def test_a_pause_may_end_by_itself(admin_client: Client, length: str, minutes: int) -> None:
+    task = make_task(task_id="job")
+    assert f'<option value="{length}">' in admin_client.get(page_of(task)).content.decode()
+
+    response = admin_client.post(button(task, "pause"), {"length": length})
+
+    task.refresh_from_db()
+    assert task.paused_at is not None and task.paused_until is not None
+    assert task.paused_until - task.paused_at == timedelta(minutes=minutes)
+    end = f"{task.paused_until:%Y-%m-%d %H:%M:%S} UTC"
+    assert said(response) == [f"Paused job until {end}."]
+    page = admin_client.get(page_of(task)).content.decode()
+    assert "<dt>Paused until</dt>" in page
+    assert f"until: – → {end}" in page
+
+
+def test_a_pause_of_another_length_is_refused(admin_client: Client) -> None:
+    response = admin_client.post(button(make_task(task_id="job"), "pause"), {"length": "9 h"})
+
+    assert said(response) == ["Left job as it is. Choose how long it is paused."]
+    assert not Intervention.objects.exists()
+
+
 def test_a_retry_leads_to_the_new_task(admin_client: Client) -> None:
     task = make_task(task_id="job", status=TaskStatus.FAILED)
 

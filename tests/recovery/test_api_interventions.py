@@ -46,6 +46,22 @@ def test_it_answers_as_designed(client: APIClient, verb: str, status: TaskStatus
     assert (response.status_code, response.json()) == (202, answer)
 
 
+def test_a_pause_may_end_by_itself(api_client: Callable[..., APIClient]) -> None:
+    client = api_client("error-recovery:write", "scheduler:read")
+    task = make_task(task_id="job")
+
+    response = client.post(address(task, "pause"), {"until": "2026-03-04T06:07:07.890+01:00"}, format="json")
+
+    end = "2026-03-04T05:07:07.890+00:00"
+    assert response.status_code == 202
+    assert response.json() == {"status": "paused", "paused_at": MOMENT, "paused_until": end}
+    assert client.get("/api/v2/tasks/job").json()["paused_until"] == end
+    assert client.get("/api/v2/tasks").json()["tasks"][0]["paused_until"] == end
+    assert client.get(address(task, "explain")).json()["facts"]["until"] == end
+    history = client.get(address(task, "intervention-history")).json()["interventions"]
+    assert history[0]["after"] == {"status": "paused", "priority": 5, "until": "2026-03-04T05:07:07.890000+00:00"}
+
+
 def test_an_empty_body_is_enough(client: APIClient) -> None:
     response = client.post(address(make_task(), "skip"))
 
@@ -79,6 +95,9 @@ def test_a_priority_is_changed(client: APIClient) -> None:
         ("priority", {"priority": "high"}, "priority"),
         ("pause", {"reason": 5}, "reason"),
         ("pause", {"reason": "x" * 501}, "reason"),
+        ("pause", {"until": MOMENT}, "until"),
+        ("pause", {"until": "tomorrow"}, "until"),
+        ("resume", {"until": "2026-03-04T05:07:07Z"}, "until"),
         ("skip", {"why": "because"}, "why"),
         ("retry", {"parameters": []}, "parameters"),
         ("retry", {"retry_policy": "none-such"}, "retry_policy"),

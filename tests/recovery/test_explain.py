@@ -77,6 +77,19 @@ def test_a_state_says_why(fields: dict[str, Any], reason: str, message: str) -> 
     assert why(make_task(**fields)) == (reason, message)
 
 
+def test_a_paused_one_says_until_when() -> None:
+    task = make_task()
+    interventions.pause(task, By("ana", "disk full"), until=NOW + MINUTE, now=NOW)
+    task.refresh_from_db()
+
+    found, late = explain.explain(task, now=NOW), explain.explain(task, now=NOW + MINUTE)
+
+    begin = "It was paused by ana until 2026-03-04 05:07:07 UTC: disk full."
+    assert found.message == f"{begin} It goes on by itself then."
+    assert found.facts == {"since": NOW, "until": NOW + MINUTE, "by": "ana"}
+    assert late.message == f"{begin} That is over; the clock resumes it within a second."
+
+
 @pytest.mark.parametrize("status", [TaskStatus.QUEUED, TaskStatus.EXECUTING])
 def test_a_paused_one_names_who_paused_it_and_why(status: TaskStatus) -> None:
     task = make_task(status=status)
@@ -88,7 +101,7 @@ def test_a_paused_one_names_who_paused_it_and_why(status: TaskStatus) -> None:
     found = explain.explain(task, now=NOW)
 
     assert found.message == "It was paused by ana: disk full. It goes on when somebody resumes it."
-    assert (found.reason, found.facts) == ("paused", {"since": NOW, "by": "ana"})
+    assert (found.reason, found.facts) == ("paused", {"since": NOW, "until": None, "by": "ana"})
 
 
 def test_a_blocked_one_names_what_it_waits_for() -> None:

@@ -1,7 +1,7 @@
 """What operators do to tasks: the record, the event, and retries as new tasks."""
 
 from concurrent.futures import Future
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from k1node.lib.errors import FieldInvalid, InvalidRequest, NotFound
 from recovery import interventions, records, supervision
 from recovery.models import Intervention
 from recovery.records import By
-from scheduling import claims, settlement
+from scheduling import claims, settlement, steering
 from scheduling.models import Attempt, Control, Gate, OverlapPolicy, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
 from scheduling.steering import Impossible
@@ -134,16 +134,20 @@ def test_history_goes_with_its_task_and_stays_with_a_living_one() -> None:
 @pytest.mark.parametrize(
     ("kind", "attempt"), [(OutcomeKind.DRAINED, 0), (OutcomeKind.LOST, 1), (OutcomeKind.FAILED, 1)]
 )
-def test_a_paused_run_that_ends_with_its_node_does_not_start_again_by_itself(kind: OutcomeKind, attempt: int) -> None:
+@pytest.mark.parametrize("end", [None, NOW + timedelta(minutes=30)])
+def test_a_paused_run_that_ends_with_its_node_does_not_start_again_by_itself(
+    kind: OutcomeKind, attempt: int, end: datetime | None
+) -> None:
     make_task(handler="bash a.sh")
     (claim,) = claims.claim(owner="w", now=NOW, window=1, choose=len)
-    interventions.pause(Task.objects.get(), ANA, now=NOW)
+    interventions.pause(Task.objects.get(), ANA, until=end, now=NOW)
 
     outcome = Outcome(kind, NOW, LATER, 1000)
     settlement.settle([supervision.conclude(claim, outcome, supervision.Policies())], worker="w", shard=0, now=LATER)
 
     task = Task.objects.get()
     assert (task.status, task.attempt, task.paused_at, task.control) == (TaskStatus.PAUSED, attempt, LATER, "")
+    assert task.paused_until == end
     interventions.resume(task, ANA, now=LATER + timedelta(hours=1))
     assert Task.objects.get().status == TaskStatus.QUEUED
 
@@ -151,24 +155,142 @@ def test_a_paused_run_that_ends_with_its_node_does_not_start_again_by_itself(kin
 def test_a_paused_run_that_completes_has_completed() -> None:
     make_task(handler="bash a.sh")
     (claim,) = claims.claim(owner="w", now=NOW, window=1, choose=len)
-    interventions.pause(Task.objects.get(), ANA, now=NOW)
+    interventions.pause(Task.objects.get(), ANA, until=LATER, now=NOW)
 
     outcome = Outcome(OutcomeKind.COMPLETED, NOW, LATER, 1000, 0)
     settlement.settle([supervision.conclude(claim, outcome, supervision.Policies())], worker="w", shard=0, now=LATER)
 
     task = Task.objects.get()
-    assert (task.status, task.paused_at) == (TaskStatus.COMPLETED, None)
+    assert (task.status, task.paused_at, task.paused_until) == (TaskStatus.COMPLETED, None, None)
 
 
 def test_a_claim_that_is_given_back_unstarted_is_paused_then() -> None:
     make_task()
     held = claims.claim(owner="w", now=NOW, window=1, choose=len)
-    Task.objects.update(control=Control.PAUSE, paused_at=NOW)
+    Task.objects.update(control=Control.PAUSE, paused_at=NOW, paused_until=LATER)
 
     claims.give_back(held)
 
     task = Task.objects.get()
-    assert (task.status, task.control, task.paused_at) == (TaskStatus.PAUSED, "", NOW)
+    assert (task.status, task.control, task.paused_at, task.paused_until) == (TaskStatus.PAUSED, "", NOW, LATER)
+
+
+# --- a pause that ends by itself ----------------------------------------------------------------------------------
+
+
+def test_a_pause_that_is_over_is_resumed_by_the_clock() -> None:
+    task = make_task(task_id="job")
+    interventions.pause(task, ANA, until=LATER, now=NOW)
+
+    early, done, again = (interventions.resume_overdue(now=at) for at in (NOW, LATER, LATER))
+
+    assert (early, done, again) == (0, 1, 0)
+    task.refresh_from_db()
+    assert (task.status, task.paused_at, task.paused_until) == (TaskStatus.QUEUED, None, None)
+    paused, resumed = Intervention.objects.order_by("pk")
+    until = {"until": LATER.isoformat()}
+    assert (paused.after, resumed.before) == ({"status": "paused", "priority": 5} | until,) * 2
+    assert (resumed.action, resumed.performed_by, resumed.created_at) == ("resume", "clock", LATER)
+    assert resumed.after == {"status": "queued", "priority": 5}
+    assert [(name, data["by"]) for name, data in events()] == [("task.paused", "ana"), ("task.resumed", "clock")]
+
+
+def test_the_pause_of_a_run_is_taken_back() -> None:
+    task = make_task(status=TaskStatus.EXECUTING, handler="bash a.sh")
+    interventions.pause(task, ANA, until=LATER, now=NOW)
+
+    interventions.resume_overdue(now=LATER)
+
+    task.refresh_from_db()
+    assert (task.status, task.control, task.paused_at, task.paused_until) == (TaskStatus.EXECUTING, "", None, None)
+    assert task.lease_owner == "worker"
+    assert events()[-1] == ("task.resumed", {"task_id": task.task_id, "status": "executing", "by": "clock"})
+
+
+def test_a_paused_run_whose_node_has_died_goes_on_when_its_pause_is_over() -> None:
+    make_task(handler="bash a.sh")
+    claims.claim(owner="w", now=NOW, window=1, choose=len)
+    interventions.pause(Task.objects.get(), ANA, until=LATER, now=NOW)
+    policies, after = supervision.Policies(), NOW + timedelta(seconds=21)
+
+    supervision.rescue_expired(policies, now=after)
+    paused = Task.objects.get()
+    interventions.resume_overdue(now=LATER)
+
+    assert (paused.status, paused.attempt, paused.paused_until) == (TaskStatus.PAUSED, 1, LATER)
+    assert Task.objects.get().status == TaskStatus.QUEUED
+
+
+def test_who_resumes_before_leaves_the_clock_nothing_to_do() -> None:
+    task = make_task()
+    interventions.pause(task, ANA, until=LATER, now=NOW)
+    interventions.resume(task, ANA, now=NOW)
+    interventions.pause(task, ANA, now=NOW)
+
+    assert interventions.resume_overdue(now=LATER) == 0
+
+    task.refresh_from_db()
+    assert (task.status, task.paused_until) == (TaskStatus.PAUSED, None)
+
+
+def test_a_pass_of_the_clock_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        make_task(status=TaskStatus.PAUSED, paused_at=NOW, paused_until=LATER)
+    monkeypatch.setattr(interventions, "RESUME_MOST", 2)
+
+    assert [interventions.resume_overdue(now=LATER) for _ in range(3)] == [2, 1, 0]
+
+
+def test_a_person_who_is_faster_than_the_clock_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, other = make_task(), make_task()
+    for each in (task, other):
+        interventions.pause(each, ANA, until=LATER, now=NOW)
+    find = steering.overdue
+
+    def overtaken(**given: Any) -> list[Task]:
+        found = find(**given)
+        interventions.cancel(task, ANA, now=LATER)
+        return found
+
+    monkeypatch.setattr(steering, "overdue", overtaken)
+
+    assert interventions.resume_overdue(now=LATER) == 1
+    task.refresh_from_db()
+    other.refresh_from_db()
+    assert (task.status, other.status) == (TaskStatus.CANCELLED, TaskStatus.QUEUED)
+
+
+@only_postgresql
+@pytest.mark.django_db(transaction=True)
+def test_of_two_clocks_one_resumes(rival: Rival, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task()
+    interventions.pause(task, ANA, until=LATER, now=NOW)
+    record = records.record
+    others: list[Future[int]] = []
+
+    def overtaken(*args: Any, **kwargs: Any) -> Intervention:
+        if not others:
+            others.append(rival.start(interventions.resume_overdue, now=LATER))
+        return record(*args, **kwargs)
+
+    monkeypatch.setattr(records, "record", overtaken)
+
+    assert interventions.resume_overdue(now=LATER) == 1
+    assert others[0].result(10) == 0
+    assert Intervention.objects.filter(action="resume").count() == 1
+
+
+@pytest.mark.parametrize("status", [TaskStatus.QUEUED, TaskStatus.EXECUTING])
+def test_a_newer_run_of_its_schedule_ends_a_pause_and_its_time(status: TaskStatus) -> None:
+    schedule = make_schedule(overlap_policy=OverlapPolicy.CANCEL_RUNNING)
+    earlier = make_task(schedule=schedule, status=status)
+    interventions.pause(earlier, ANA, until=LATER, now=NOW)
+
+    interventions.retry(failed(schedule=schedule), ANA, now=NOW)
+
+    earlier.refresh_from_db()
+    assert (earlier.paused_at, earlier.paused_until) == (None, None)
+    assert interventions.resume_overdue(now=LATER) == 0
 
 
 # --- retry --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 from scheduling import claims, gates, steering
 from scheduling.models import Control, FailureRule, Gate, Task, TaskStatus
@@ -61,6 +61,55 @@ def test_a_running_command_is_only_asked() -> None:
     steering.resume(locked(task), now=LATER)
     task.refresh_from_db()
     assert (task.control, task.paused_at, task.lease_owner) == ("", None, "worker")
+
+
+@pytest.mark.parametrize("status", [TaskStatus.QUEUED, TaskStatus.EXECUTING])
+def test_a_pause_that_ends_by_itself_is_overdue_then(status: TaskStatus) -> None:
+    task = make_task(status=status, handler="bash a.sh")
+
+    steering.pause(locked(task), until=LATER, now=NOW)
+
+    task.refresh_from_db()
+    assert (task.paused_at, task.paused_until) == (NOW, LATER)
+    assert steering.overdue(now=LATER - timedelta(microseconds=1), limit=9) == []
+    assert steering.overdue(now=LATER, limit=9) == [task]
+    with pytest.raises(Impossible):
+        steering.resume_overdue(locked(task), now=NOW)
+    steering.resume_overdue(locked(task), now=LATER)
+    task.refresh_from_db()
+    assert (task.status, task.control, task.paused_at, task.paused_until) == (status, "", None, None)
+    with pytest.raises(Impossible):
+        steering.resume_overdue(locked(task), now=LATER)
+
+
+@pytest.mark.parametrize("status", [TaskStatus.QUEUED, TaskStatus.EXECUTING])
+@pytest.mark.parametrize("end", [TaskStatus.CANCELLED, TaskStatus.SKIPPED, None])
+def test_whatever_ends_a_pause_ends_its_time(status: TaskStatus, end: TaskStatus | None) -> None:
+    task = make_task(status=status, handler="bash a.sh")
+    steering.pause(locked(task), until=LATER, now=NOW)
+
+    if end is None:
+        steering.resume(locked(task), now=NOW)
+    else:
+        steering.end(locked(task), end, "why", now=NOW)
+
+    assert Task.objects.get().paused_until is None
+    assert steering.overdue(now=LATER, limit=9) == []
+
+
+def test_the_longest_overdue_go_first() -> None:
+    tasks = [make_task(status=TaskStatus.PAUSED, paused_until=NOW - timedelta(minutes=n)) for n in range(3)]
+
+    assert steering.overdue(now=NOW, limit=2) == [tasks[2], tasks[1]]
+
+
+def test_overdue_ones_are_found_along_their_index() -> None:
+    query = Task.objects.filter(paused_until__lte=NOW, status__in=("paused", "executing")).order_by("paused_until")
+
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+    assert "task_paused_until" in query.explain()
 
 
 def test_a_python_handler_without_checkpoints_cannot_be_paused_while_it_runs() -> None:
