@@ -142,3 +142,82 @@ def test_exit_codes_fall_into_two_classes(policy: Policy, attempt: int, exit_cod
 
 def test_a_temporary_failure_by_its_own_word_is_tried_again() -> None:
     assert decide(outcome(OutcomeKind.FAILED, 75), 0, STANDARD).action is Action.RETRY
+
+
+# --- a timeout, a loss and a drain are told apart -----------------------------------------------------------------
+
+chances = st.floats(0, 1, exclude_max=True)
+
+
+@given(policies, st.integers(0, 60), st.booleans(), st.integers(0, 255))
+def test_a_drain_never_spends_an_attempt_nor_ends_a_task(
+    policy: Policy, attempt: int, first_loss: bool, exit_code: int
+) -> None:
+    strict = replace(policy, deadline=timedelta(0))
+    started = NOW - timedelta(days=1)
+
+    decision = decide(
+        outcome(OutcomeKind.DRAINED, exit_code), attempt, strict, first_loss=first_loss, first_started_at=started
+    )
+
+    assert (decision.action, decision.spent, decision.due_at, decision.note) == (Action.AGAIN, False, None, "")
+
+
+@given(policies, st.integers(0, 60), st.integers(0, 255), chances)
+def test_a_loss_spends_an_attempt_whatever_its_exit_code(
+    policy: Policy, attempt: int, exit_code: int, chance: float
+) -> None:
+    first, later = (
+        decide(outcome(OutcomeKind.LOST, exit_code), attempt, policy, first_loss=is_first, chance=lambda: chance)
+        for is_first in (True, False)
+    )
+
+    assert first.spent and later.spent
+    if attempt + 1 >= policy.max_attempts:
+        assert (first.action, later.action) == (Action.FAIL, Action.FAIL)
+        return
+    assert first.due_at == NOW + timedelta(seconds=2)  # whatever the policy says
+    assert later.due_at == NOW + wait_before(attempt + 2, policy, lambda: chance)
+
+
+@given(policies, st.integers(0, 60), st.booleans(), chances)
+def test_a_timeout_is_a_failure_and_never_a_loss(policy: Policy, attempt: int, first_loss: bool, chance: float) -> None:
+    timeout, failure = (
+        decide(outcome(kind, code), attempt, policy, first_loss=first_loss, chance=lambda: chance)
+        for kind, code in ((OutcomeKind.TIMEOUT, 124), (OutcomeKind.FAILED, 1))
+    )
+
+    assert timeout == failure
+    if timeout.due_at is not None:
+        assert timeout.due_at == NOW + wait_before(attempt + 2, policy, lambda: chance)
+
+
+@given(policies, st.integers(0, 60), st.sampled_from([64, 78, 126, 127]))
+def test_only_a_failure_is_final_by_its_exit_code(policy: Policy, attempt: int, exit_code: int) -> None:
+    left = attempt + 1 < policy.max_attempts
+
+    assert decide(outcome(OutcomeKind.FAILED, exit_code), attempt, policy).action is Action.FAIL
+    for kind in (OutcomeKind.TIMEOUT, OutcomeKind.LOST):
+        assert decide(outcome(kind, exit_code), attempt, policy).action is (Action.RETRY if left else Action.FAIL)
+
+
+@given(policies, st.integers(2, 100), st.timedeltas(timedelta(0), timedelta(days=7)), chances)
+def test_a_higher_cap_never_shortens_a_wait(policy: Policy, attempt: int, more: timedelta, chance: float) -> None:
+    higher = replace(policy, cap=policy.cap + more)
+
+    short, long = wait_before(attempt, policy, lambda: chance), wait_before(attempt, higher, lambda: chance)
+
+    assert short <= long + timedelta(microseconds=1)
+
+
+@given(policies, st.integers(0, 60), st.sampled_from([OutcomeKind.FAILED, OutcomeKind.TIMEOUT]), chances)
+def test_a_retry_is_due_within_the_range_of_its_jitter(
+    policy: Policy, attempt: int, kind: OutcomeKind, chance: float
+) -> None:
+    decision = decide(outcome(kind, 1), attempt, policy, chance=lambda: chance)
+
+    whole = wait_before(attempt + 2, replace(policy, jitter="none"))
+    least = {"none": whole, "equal": whole / 2, "full": timedelta(0)}[policy.jitter]
+    slack = timedelta(microseconds=1)
+    if decision.due_at is not None:
+        assert least - slack <= decision.due_at - NOW <= min(whole, policy.cap) + slack
