@@ -125,7 +125,9 @@ class DeadLetter(models.Model):
             # for lists by state, groups, and the set of a redrive
             models.Index(fields=("status", "-id"), name="letter_status"),
             models.Index(fields=("fingerprint", "status", "-id"), name="letter_fingerprint"),
+            models.Index(fields=("fingerprint", "-id"), name="letter_fingerprint_all"),
             models.Index(fields=("handler", "status", "-id"), name="letter_handler"),
+            models.Index(fields=("handler", "-id"), name="letter_handler_all"),
             models.Index(
                 fields=("schedule", "status", "-id"), condition=Q(schedule__isnull=False), name="letter_schedule"
             ),

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CLAIM = timedelta(minutes=2)  # a try takes no longer, at the worst the mail arrives twice
 MOST_ERROR = 500
+MOST_TRIES = 6  # for an address that is refused for now while others have the mail: some 15 minutes
 
 
 def is_set_up() -> bool:
@@ -132,20 +133,26 @@ def _send(mail: NoticeMail, *, now: datetime) -> bool:
             for address in [each for each in rule.addresses if each not in mail.reached]:
                 try:
                     server.send_messages([message(mail, address)])
-                except smtplib.SMTPRecipientsRefused as error:
-                    code = next((code for code, _ in error.recipients.values()), 0)
+                except (smtplib.SMTPRecipientsRefused, smtplib.SMTPDataError) as error:
                     refused.append(described(error))
-                    again = again or code < 500
+                    again = again or code_of(error) < 500
                 else:
                     reached.append(address)
     except Exception as error:
         # Whatever a server, a network or a backend comes up with: the mail is kept and tried again.
         trouble = described(error)
-    if trouble or again or not reached:
+    # One full mailbox must not keep the next mail from the others.
+    if trouble or not reached or (again and mail.tries < MOST_TRIES):
         _failed(mail, reached, trouble or "; ".join(refused), now=now)
         return False
     _gone(mail, reached, "; ".join(refused), now=now)
     return True
+
+
+def code_of(error: smtplib.SMTPRecipientsRefused | smtplib.SMTPDataError) -> int:
+    if isinstance(error, smtplib.SMTPDataError):
+        return int(error.smtp_code)
+    return next((code for code, _ in error.recipients.values()), 0)
 
 
 def _failed(mail: NoticeMail, reached: list[str], error: str, *, now: datetime) -> None:

@@ -34,6 +34,7 @@ from scheduling.steering import Impossible
 Status = DeadLetter.Status
 
 NUMBERS_TRIED = 50  # ids of retries that somebody has given to tasks of their own
+MOST_BYTES = 64 * 1024  # of parameters, as of those of a new task
 TIMEOUT = "timeout_ms"  # the one parameter that is also a property of the task
 RESOLVED_COLUMNS = {
     "status": "text",
@@ -95,10 +96,20 @@ def as_changed(task: Task, changes: Changes) -> Ready:
         given.pop(TIMEOUT, None)  # meant for the task alone
     error = None
     try:
+        if changes.parameters:
+            _check_size(task.parameters, given)
         tasks.check_handler(task.handler, given)
     except K1NodeError as refusal:
         error = refusal
     return Ready(task, changes, given, int(changes.parameters.get(TIMEOUT, task.timeout_ms)), error)
+
+
+def _check_size(before: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    size = len(orjson.dumps(given))
+    if size > max(MOST_BYTES, len(orjson.dumps(before))):
+        raise FieldInvalid(
+            "parameters", f"Must be at most {MOST_BYTES:,} bytes with the original ones, not {size:,}", "Change fewer"
+        )
 
 
 def _check_timeout(given: object) -> None:

@@ -51,6 +51,16 @@ class ApiViewSet(ViewSet):
             if type(body) in (dict, list):
                 body.clear()
 
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if (request.method or "") not in self.allowed_methods:
+            # An action may be called `get`, and the framework would take it for the answer to a GET of any path.
+            self.http_method_not_allowed(request)
+
+    @property
+    def allowed_methods(self) -> list[str]:
+        return [method.upper() for method in self.action_map or ()]
+
     @property
     def principal(self) -> Principal:
         return self.request.user  # type: ignore[return-value]

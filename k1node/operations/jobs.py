@@ -40,7 +40,7 @@ STEPS_A_SECOND = 4  # of a job with a rate
 AFTER_FAILURE = timedelta(seconds=10)
 LOOK_EVERY = timedelta(seconds=1)  # at the first few
 KEEP_PLANS = timedelta(days=1)
-PRUNE_BATCH = 5  # jobs, with up to MOST items each
+PRUNE_BATCH = 1  # jobs, with up to MOST items each
 
 ITEM_COLUMNS = {"operation_id": "bigint", "position": "int", "subject": "bigint", "state": "text", "note": "text"}
 ANSWER_COLUMNS = {"state": "text", "note": "text", "made": "bigint", "id": "bigint"}
@@ -162,7 +162,16 @@ def tend(kinds: Mapping[str, Kind], *, now: datetime) -> int:
     """Do one step of the job that has waited longest; return 1, or 0 when nothing is due or rivals have it."""
     # Among those that wait for nothing, the one that has come least far: one large job must not keep small ones.
     due = Operation.objects.filter(next_at__lte=now).order_by("next_at", "position").values_list("pk", flat=True)
-    return next((1 for pk in list(due[:TRIED]) if _step_safely(pk, kinds, now=now)), 0)
+    trouble = None
+    for pk in list(due[:TRIED]):
+        try:
+            if _step_safely(pk, kinds, now=now):
+                return 1
+        except (OperationalError, InterfaceError) as error:
+            trouble = error  # of the database, or of this job alone: the others have their turn
+    if trouble is not None:
+        raise trouble
+    return 0
 
 
 def _step_safely(pk: int, kinds: Mapping[str, Kind], *, now: datetime) -> bool:

@@ -225,6 +225,17 @@ def test_only_a_pending_one_is_resubmitted(status: DeadLetter.Status) -> None:
     assert Task.objects.count() == 1
 
 
+def test_parameters_grow_no_further_than_those_of_a_new_task() -> None:
+    letter = make_dead_letter(
+        make_task(handler="python:noop", status=TaskStatus.FAILED, parameters={"a": "x" * 60_000})
+    )
+
+    with pytest.raises(FieldInvalid, match="validation"):
+        dead_letters.resubmit(letter, Changes({"b": "y" * 60_000}), ANA, now=LATER)
+
+    assert dead_letters.resubmit(letter, Changes({"b": "y"}), ANA, now=LATER).parameters["b"] == "y"
+
+
 def test_a_second_resubmission_is_refused_also_when_the_first_has_ended() -> None:
     letter = make_dead_letter()
     made = dead_letters.resubmit(letter, NOTHING, ANA, now=LATER)

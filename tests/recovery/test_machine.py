@@ -81,7 +81,8 @@ class Recovery(RuleBasedStateMachine):
         draw = data.draw
         match draw(st.sampled_from(STEPS)):
             case "work":
-                self.work(draw(st.lists(st.sampled_from(RESULTS), min_size=1, max_size=4)), draw(st.sampled_from(CODES)))
+                outcomes = draw(st.lists(st.sampled_from(RESULTS), min_size=1, max_size=4))
+                self.work(outcomes, draw(st.sampled_from(CODES)))
             case "wait":
                 self.wait(draw(st.sampled_from([0, 1, 61, 1000])))
             case "enqueue":

@@ -581,6 +581,41 @@ def test_an_address_refused_for_now_is_asked_again_alone(monkeypatch: pytest.Mon
     assert asked == ["ana@example.org", "full@example.org", "full@example.org"]
 
 
+def test_a_full_mailbox_does_not_keep_the_next_mail_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_rule(addresses=["full@example.org", "ana@example.org"])
+    asked = refusing(monkeypatch, {"full@example.org": 452})
+
+    for hours in (0, 3):
+        at = NOW + timedelta(hours=hours)
+        fail(at=at)
+        read(at)
+        for minutes in range(1, 90):
+            send(at + timedelta(minutes=minutes))
+
+    assert asked.count("ana@example.org") == 2
+    assert asked.count("full@example.org") == 2 * notice_mails.MOST_TRIES
+
+
+def test_a_mail_that_is_refused_for_one_address_reaches_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_rule(addresses=["picky@example.org", "ana@example.org"])
+    asked: list[str] = []
+
+    def take(_server: object, messages: list[post.EmailMessage]) -> int:
+        (address,) = messages[0].to
+        asked.append(address)
+        if address == "picky@example.org":
+            raise smtplib.SMTPDataError(554, b"5.7.1 rejected by policy")
+        return 1
+
+    monkeypatch.setattr("django.core.mail.backends.locmem.EmailBackend.send_messages", take)
+    fail()
+    read()
+    for minutes in range(1, 90):
+        send(NOW + timedelta(minutes=minutes))
+
+    assert asked == ["picky@example.org", "ana@example.org"]
+
+
 def test_a_corrected_address_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = make_rule(addresses=["typo@example.org"])
     asked = refusing(monkeypatch, {"typo@example.org": 550})

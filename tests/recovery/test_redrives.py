@@ -464,6 +464,14 @@ def test_a_wrong_plan_is_named(client: APIClient, body: dict[str, Any], field: s
     assert response.json()["error"]["details"][0]["field"] == field
 
 
+@pytest.mark.parametrize("verb", ["start", "cancel"])
+def test_a_verb_is_posted_and_nothing_else(client: APIClient, verb: str) -> None:
+    dead(1)
+    address = post(client, "", {"filter": {}})["Location"]
+
+    assert client.get(f"{address}/{verb}").status_code == 405
+
+
 def test_nothing_that_fits_is_said(client: APIClient) -> None:
     assert post(client, "", {"filter": {}}).status_code == 409
     assert client.get(f"{REDRIVES}/redrive-none").status_code == 404
