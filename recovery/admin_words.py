@@ -1,4 +1,4 @@
-"""How breakers, interventions and refusals read on the console's pages."""
+"""How breakers, dead letters, redrives, interventions and refusals read on the console's pages."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,10 +10,11 @@ from django.utils.safestring import SafeString
 
 from k1node.lib import admin_display as display
 from k1node.lib.errors import K1NodeError
+from k1node.operations.models import Operation
 from recovery import breaker_rules as rules
 from recovery import breakers
 from recovery.breaker_rules import Pin, State
-from recovery.models import Breaker, Intervention
+from recovery.models import Breaker, DeadLetter, Intervention
 from recovery.records import By
 
 MAX_REASON = 500
@@ -50,6 +51,29 @@ def state_badge(row: Breaker) -> SafeString:
     """Return the state of a breaker; looks of its own, for a gate's `closed` is the bad one."""
     word = State(row.state).value.lower()
     return display.badge(f"breaker {word}", word)
+
+
+def letter_badge(row: DeadLetter) -> SafeString:
+    """Return the state of a dead letter."""
+    return display.badge(f"letter {row.status}", row.status)
+
+
+def job_badge(row: Operation) -> SafeString:
+    """Return the state of a redrive."""
+    return display.badge(f"job {row.state}", row.state)
+
+
+def error_line(row: DeadLetter) -> SafeString:
+    """Return the first line of what went wrong, and the exit code."""
+    line = display.first_line(row.error_message, 100) or "It said nothing"
+    title = display.first_line(row.error_message, 500)
+    shown = format_html('<span class="k1-error" title="{}">{}</span>', title, line)
+    return display.two_lines(shown, f"exit code {row.error_code}")
+
+
+def entries(number: int) -> str:
+    """Return `1 entry`, `264 entries`."""
+    return f"{number:,} {'entry' if number == 1 else 'entries'}"
 
 
 def failures(row: Breaker) -> str:
