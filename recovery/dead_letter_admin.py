@@ -1,9 +1,10 @@
 """Dead letters on the console: the entries one by one, and by what went wrong."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
@@ -11,15 +12,21 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_http_methods, require_POST
 
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import OPERATE
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
+from k1node.lib.errors import InvalidRequest, K1NodeError
 from recovery import admin_words as words
 from recovery import dead_letters
+from recovery.dead_letter_forms import ResubmitForm, differences
 from recovery.dead_letters import Wanted
-from recovery.models import DeadLetter
+from recovery.models import Breaker, DeadLetter, Intervention
+from recovery.records import By
+from scheduling import queries
 from scheduling.admin import figures
 from scheduling.admin.tasks import schedule_of, status_badge
 from scheduling.models import Task
@@ -28,6 +35,11 @@ Status = DeadLetter.Status
 
 CHANGE = "recovery.change_deadletter"
 ANY_STATE = "all"
+MOST_ATTEMPTS = 20
+MOST_INTERVENTIONS = 20
+MOST_IN_CHAIN = 60
+MOVES = {"archive": dead_letters.archive, "unarchive": dead_letters.unarchive}
+MOVED = {"archive": "Archived {}: nothing is to be done.", "unarchive": "Unarchived {}: pending again."}
 # In the address -> of dead_letters.Wanted: what chooses entries on the list chooses the set of a redrive too.
 CHOICES = {"task": "task_id", "handler": "handler", "breaker": "circuit_breaker", "fingerprint": "fingerprint"}
 
@@ -117,7 +129,6 @@ class DeadLetterAdmin(KeysetAdmin):
     list_display_links = ("what",)
     list_filter = (LetterStateFilter, LetterTaskFilter, HandlerFilter, LetterBreakerFilter, FingerprintFilter)
     list_per_page = 50
-    fields = ("dlq_id", "status", "handler", "failed", "error_code", "error_message")
 
     # --- entries ------------------------------------------------------------------------------------------------
 
@@ -167,9 +178,13 @@ class DeadLetterAdmin(KeysetAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
+        resubmit, move = require_http_methods(["GET", "HEAD", "POST"])(self.resubmit_view), require_POST(self.move_view)
         return [
             path("by-error/", view(self.groups_view), name="recovery_deadletter_groups"),
             path("named/<str:dlq_id>/", view(self.named_view), name="recovery_deadletter_named"),
+            path("<int:pk>/resubmit/", view(resubmit), name="recovery_deadletter_resubmit"),
+            path("<int:pk>/archive/", view(move), {"verb": "archive"}, name="recovery_deadletter_archive"),
+            path("<int:pk>/unarchive/", view(move), {"verb": "unarchive"}, name="recovery_deadletter_unarchive"),
             *super().get_urls(),
         ]
 
@@ -211,6 +226,128 @@ class DeadLetterAdmin(KeysetAdmin):
         if pk is None:
             raise Http404("No such dead letter; it may have been pruned.")
         return HttpResponseRedirect(display.page_of(DeadLetter(pk=pk)))
+
+    # --- the page of one ----------------------------------------------------------------------------------------
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show an entry: what failed, what was tried, what was done about it, and the verbs."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        row = _letter(int(object_id) if object_id.isdecimal() and len(object_id) < 19 else 0)
+        task = row.task
+        interventions = Intervention.objects.filter(task=task).order_by("-pk")[:MOST_INTERVENTIONS]
+        changed: dict[str, Any] = row.changes.get("parameters") or {}
+        context = {
+            **self.admin_site.each_context(request),
+            "title": row.dlq_id,
+            "opts": self.opts,
+            "original": row,
+            "letter": row,
+            "task": task,
+            "now": database_now(),
+            "badge": words.letter_badge(row),
+            "schedule": schedule_of(row.schedule_id, row.schedule.task_id if row.schedule else None),
+            "same_error": display.list_of(DeadLetter, fingerprint=row.fingerprint),
+            "breaker": _breaker_of(row),
+            "attempts": queries.latest_attempts(task, MOST_ATTEMPTS),
+            "parameters": display.as_json(task.parameters),
+            "changed": differences(task.parameters, {**task.parameters, **changed}),
+            "changed_policy": row.changes.get("retry_policy"),
+            "chain": chain_around(row),
+            "interventions": [(each, words.changes(each)) for each in interventions],
+            "may_change": request.user.has_perm(CHANGE),
+        }
+        return TemplateResponse(request, "admin/recovery/deadletter/page.html", context)
+
+    def resubmit_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Ask what is to be changed, and queue a new task for an entry."""
+        row = self._to_change(request, pk)
+        form = ResubmitForm(row, request.POST if request.method == "POST" else None)
+        if form.is_bound and form.is_valid():
+            by = By(request.user.get_username(), form.cleaned_data["reason"])
+            try:
+                made = dead_letters.resubmit(row, form.changes(), by, now=database_now())
+            except InvalidRequest as error:
+                form.refuse(error)
+            except K1NodeError as error:
+                self.message_user(request, words.refusal(row.dlq_id, error), messages.WARNING)
+            else:
+                self.message_user(request, format_html("Queued {}: it does {} again.", display.link(made), row.task))
+                return HttpResponseRedirect(display.page_of(row))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Resubmit {row.task.task_id}",
+            "opts": self.opts,
+            "original": row,
+            "letter": row,
+            "badge": words.letter_badge(row),
+            "form": form,
+            "button": "Resubmit",
+            "tone": "k1-main",
+            "back": display.page_of(row),
+        }
+        return TemplateResponse(request, "admin/recovery/deadletter/resubmit.html", context)
+
+    def move_view(self, request: HttpRequest, pk: int, verb: str) -> HttpResponse:
+        """Archive an entry, or put it back among the pending ones, at once."""
+        row = self._to_change(request, pk)
+        try:
+            MOVES[verb]([row], words.by(request), now=database_now())
+        except K1NodeError as error:
+            self.message_user(request, words.refusal(row.dlq_id, error), messages.WARNING)
+        else:
+            self.message_user(request, MOVED[verb].format("it"))
+        return HttpResponseRedirect(display.page_of(row))
+
+    def _to_change(self, request: HttpRequest, pk: int) -> DeadLetter:
+        if not request.user.has_perm(CHANGE):
+            raise PermissionDenied
+        return _letter(pk)
+
+
+def _letter(pk: int) -> DeadLetter:
+    row = DeadLetter.objects.select_related("task", "schedule").filter(pk=pk).first()
+    if row is None:
+        raise Http404("No such dead letter; it may have been pruned.")
+    return row
+
+
+def _breaker_of(row: DeadLetter) -> Breaker | None:
+    """Return the breaker that an entry's task names; not there before its first result."""
+    return Breaker.objects.filter(breaker_id=row.circuit_breaker).first() if row.circuit_breaker else None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One failure of a chain: its entry, and the task that did it again. The last of a chain may have no entry."""
+
+    letter: DeadLetter
+    badge: SafeString
+    is_this: bool
+    new_task: Task | None
+
+
+def chain_around(row: DeadLetter) -> list[Link]:
+    """Return the failures before and after an entry, each resubmitted as the task of the next; empty if it is alone."""
+    letters = [*dead_letters.chain_of(row), row]
+    while letters[-1].new_task_id is not None and len(letters) < MOST_IN_CHAIN:
+        after = DeadLetter.objects.select_related("task").filter(task=letters[-1].new_task_id).first()
+        if after is None:
+            break
+        letters.append(after)
+    tasks = Task.objects.in_bulk([letter.new_task_id for letter in letters if letter.new_task_id is not None])
+    if len(letters) == 1 and not row.new_task_name:
+        return []
+    return [
+        Link(letter, words.letter_badge(letter), letter.pk == row.pk, tasks.get(letter.new_task_id or 0))
+        for letter in letters
+    ]
 
 
 def new_task_of(row: DeadLetter, task: Task | None) -> str:

@@ -14,11 +14,11 @@ from django.urls import reverse
 from django.utils import timezone
 
 from recovery import dead_letters
-from recovery.models import DeadLetter
+from recovery.models import DeadLetter, Intervention
 from recovery.records import By
 from recovery.retries import Changes
 from scheduling.models import Task, TaskStatus
-from tests.factories import NOW, make_dead_letter, make_schedule, make_task
+from tests.factories import NOW, make_attempt, make_dead_letter, make_schedule, make_task
 
 pytestmark = pytest.mark.django_db
 
@@ -211,3 +211,263 @@ def test_the_views_are_closed_without_permission(operator: Callable[..., Client]
 
     for address in (LIST, GROUPS, reverse("admin:recovery_deadletter_named", args=(letter.dlq_id,))):
         assert client.get(address).status_code == 403
+
+
+# --- the page of one --------------------------------------------------------------------------------------------
+
+
+def verb(row: DeadLetter, name: str) -> str:
+    return reverse(f"admin:recovery_deadletter_{name}", args=(row.pk,))
+
+
+def buttons(response: Any) -> list[str]:
+    text = response.content.decode()
+    return re.findall(r'(?:formaction|class="k1-button[^"]*" href)="/admin/recovery/deadletter/\d+/(\w+)/"', text)
+
+
+def typed(**fields: Any) -> dict[str, Any]:
+    """Return what the form of an entry of python:sleep sends when nothing was changed in it."""
+    return {"parameters": '{"seconds": 1}', "timeout": "1 h", "retry_policy": "", "reason": ""} | fields
+
+
+def test_the_page_tells_what_failed_and_what_was_tried(admin_client: Client) -> None:
+    schedule = make_schedule(task_id="nightly")
+    letter = dead(
+        task_id="job",
+        schedule=schedule,
+        parameters={"seconds": 1, "zone": "eu"},
+        circuit_breaker="api",
+        attempt=2,
+        error_message="disk full\nTraceback: line 2",
+        error_code=28,
+    )
+    make_attempt(letter.task, outcome="failed", error="first", exit_code=28, duration_ms=4200, output_bytes=1500)
+    make_attempt(letter.task, fence=2, number=2, outcome="timeout", error="second", exit_code=124)
+
+    with CaptureQueriesContext(connection) as captured:
+        response = admin_client.get(page_of(letter))
+
+    text, page = text_of(response), response.content.decode()
+    for fact in (
+        "job pending disk full Traceback: line 2",
+        "Exit code 28",
+        "Schedule nightly",
+        "Breaker api",
+        "Attempts spent 2, policy standard",
+        "Timeout 1 h",
+        "2 timeout",
+        "4.2 s 28 first 1.5 kB",
+        "&quot;zone&quot;: &quot;eu&quot;",
+        f"Id {letter.dlq_id}",
+    ):
+        assert fact in text
+    assert f'href="{page_of(letter.task)}?run=2#output"' in page
+    assert "Resubmissions" not in text
+    assert len(captured) <= 8  # session, user, hold, entry, breaker, attempts, interventions, tasks of the chain
+
+
+def test_a_chain_is_told_from_the_first_failure_to_the_last_task(admin_client: Client) -> None:
+    first = dead(task_id="job")
+    second = make_dead_letter(resubmitted(first), previous_dlq_id=first.dlq_id)
+    Task.objects.filter(pk=second.task_id).update(status=TaskStatus.FAILED, finished_at=NOW)
+    last = resubmitted(second)
+
+    for letter in (first, second):
+        page = admin_client.get(page_of(letter))
+        chain = page.content.decode().partition('id="chain"')[2].partition("</section>")[0]
+        links = re.findall(r"<(?:b|a href=\"([^\"]+)\")>(job[\w-]*)</", chain)
+
+        assert [name for _, name in links] == ["job", "job-retry-1", "job-retry-2"]
+        assert links[2][0] == page_of(last)
+        assert [address for address, _ in links if not address] == [""]
+        assert page_of(second if letter == first else first) in [address for address, _ in links]
+
+
+def test_what_was_changed_is_told_with_who_and_why(admin_client: Client) -> None:
+    letter = dead(parameters={"seconds": 1})
+    dead_letters.resubmit(letter, Changes({"seconds": 2, "timeout_ms": 5000}, "aggressive"), ANA, now=NOW)
+
+    text = text_of(admin_client.get(page_of(letter)))
+
+    assert "seconds 1 → 2 timeout_ms – → 5000 Retry policy: standard → aggressive" in text
+    assert "by ana: disk mended" in text
+    assert "Resubmit made" in text.partition("Interventions")[2]
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [(Status.PENDING, ["resubmit", "archive"]), (Status.ARCHIVED, ["unarchive"]), (Status.RESUBMITTED, [])],
+)
+def test_the_page_has_the_buttons_that_its_state_allows(admin_client: Client, status: Status, shown: list[str]) -> None:
+    assert buttons(admin_client.get(page_of(make_dead_letter(status=status)))) == shown
+
+
+def test_who_may_only_look_has_no_buttons_and_changes_nothing(operator: Callable[..., Client]) -> None:
+    letter = dead()
+    client = operator("view_deadletter", "change_task")
+
+    page = client.get(page_of(letter))
+
+    assert (page.status_code, buttons(page), "<form" in page.content.decode().partition("<main")[2]) == (200, [], False)
+    for name in ("resubmit", "archive", "unarchive"):
+        assert client.post(verb(letter, name), typed()).status_code == 403
+    assert client.get(verb(letter, "resubmit")).status_code == 403
+    assert not Intervention.objects.exists()
+
+
+def test_a_link_does_nothing_and_neither_does_a_forged_form(operator: Callable[..., Client]) -> None:
+    letter = dead()
+    client = operator("change_deadletter")
+    forged = Client(enforce_csrf_checks=True)
+    forged.cookies = client.cookies
+
+    assert client.get(verb(letter, "resubmit")).status_code == 200
+    for name in ("archive", "unarchive"):
+        assert client.get(verb(letter, name)).status_code == 405
+    for name in ("resubmit", "archive", "unarchive"):
+        assert forged.post(verb(letter, name), typed()).status_code == 403
+    assert not Intervention.objects.exists()
+
+
+def test_an_entry_is_archived_and_put_back(operator: Callable[..., Client]) -> None:
+    letter = dead()
+    client = operator("change_deadletter")
+
+    archived = client.post(verb(letter, "archive"), {"reason": " known\0 "})
+
+    letter.refresh_from_db()
+    assert (archived["Location"], said(archived)) == (
+        page_of(letter),
+        [("info", "Archived it: nothing is to be done.")],
+    )
+    assert (letter.status, letter.resolved_by, letter.reason) == ("archived", "ana", "known")
+    back = client.post(verb(letter, "unarchive"))
+    letter.refresh_from_db()
+    assert (letter.status, said(back)[-1]) == ("pending", ("info", "Unarchived it: pending again."))
+
+
+def test_what_is_refused_says_why(admin_client: Client) -> None:
+    letter = dead()
+    resubmitted(letter)
+
+    response = admin_client.post(verb(letter, "archive"), follow=True)
+
+    assert f'class="warning">Left {letter.dlq_id} as it is. Only what is pending' in response.content.decode()
+
+
+# --- resubmitting one -------------------------------------------------------------------------------------------
+
+
+def test_the_form_begins_with_what_the_task_had(admin_client: Client) -> None:
+    letter = dead(parameters={"seconds": 1}, timeout_ms=90_000, retry_policy_id="aggressive")
+
+    form = admin_client.get(verb(letter, "resubmit")).context["form"]
+
+    assert {field.name: field.value() for field in form} == {
+        "parameters": '{\n  "seconds": 1\n}',
+        "timeout": "1 min 30 s",
+        "retry_policy": None,
+        "reason": None,
+    }
+    assert form.fields["retry_policy"].choices[0] == ("", "as it was: aggressive")
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed", "timeout_ms", "policy"),
+    [
+        pytest.param({}, {}, 3_600_000, "standard", id="nothing"),
+        pytest.param(
+            {"parameters": '{"seconds": 2}'},
+            {"parameters": {"seconds": 2}},
+            3_600_000,
+            "standard",
+            id="a parameter",
+        ),
+        pytest.param(
+            {"timeout": "2 h", "retry_policy": "aggressive"},
+            {"parameters": {"timeout_ms": 7_200_000}, "retry_policy": "aggressive"},
+            7_200_000,
+            "aggressive",
+            id="timeout and policy",
+        ),
+        pytest.param(
+            {"parameters": '{"seconds": 1, "timeout_ms": 5000}'},
+            {"parameters": {"timeout_ms": 5000}},
+            5000,
+            "standard",
+            id="timeout among the parameters",
+        ),
+    ],
+)
+def test_resubmitting_keeps_what_was_not_changed(
+    operator: Callable[..., Client], fields: dict[str, str], changed: dict[str, Any], timeout_ms: int, policy: str
+) -> None:
+    letter = dead(task_id="job", parameters={"seconds": 1})
+
+    response = operator("change_deadletter").post(verb(letter, "resubmit"), typed(reason="mended", **fields))
+
+    letter.refresh_from_db()
+    made = Task.objects.get(task_id="job-retry-1")
+    assert (response["Location"], said(response)) == (
+        page_of(letter),
+        [("info", "Queued job-retry-1: it does job again.")],
+    )
+    assert (letter.changes, letter.reason, letter.resolved_by) == (changed, "mended", "ana")
+    assert (made.timeout_ms, made.retry_policy_id) == (timeout_ms, policy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        pytest.param({"parameters": "{"}, "parameters", "Is not JSON: line 1", id="no JSON"),
+        pytest.param({"parameters": "[1]"}, "parameters", "Must be an object", id="no object"),
+        pytest.param({"parameters": '{"seconds": "\\u0000"}'}, "parameters", "NUL", id="NUL"),
+        pytest.param({"parameters": '{"a": 1, "a": 2}'}, "parameters", "", id="twice"),
+        pytest.param({"parameters": "{}"}, "parameters", "seconds: cannot be taken away", id="taken away"),
+        pytest.param({"parameters": '{"seconds": "long"}'}, "parameters", "seconds", id="refused by the handler"),
+        pytest.param({"parameters": '{"seconds": 1, "x": 1}'}, "parameters", "x: ", id="unknown to the handler"),
+        pytest.param(
+            {"parameters": '{"seconds": 1, "timeout_ms": "soon"}'}, "parameters", "timeout_ms", id="timeout as text"
+        ),
+        pytest.param({"timeout": "soon"}, "timeout", "Is not a length of time", id="timeout"),
+        pytest.param({"timeout": "60 d"}, "timeout", "Must be from", id="too long"),
+        pytest.param({"retry_policy": "never"}, "retry_policy", "", id="policy"),
+        pytest.param({"reason": "x" * 501}, "reason", "", id="reason"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_its_field_and_nothing_typed_is_lost(
+    admin_client: Client, fields: dict[str, str], field: str, words: str
+) -> None:
+    letter = dead(parameters={"seconds": 1})
+    given = typed(**{"reason": "mended", **fields})
+
+    response = admin_client.post(verb(letter, "resubmit"), given)
+
+    form = response.context["form"]
+    letter.refresh_from_db()
+    assert list(form.errors) == [field]
+    assert words in " ".join(form.errors[field])
+    assert f'id="id_{field}_error"' in response.content.decode()
+    assert {each.name: each.value() for each in form} == given
+    assert letter.status == Status.PENDING
+
+
+def test_an_entry_that_is_resubmitted_meanwhile_is_not_done_twice(admin_client: Client) -> None:
+    letter = dead(parameters={"seconds": 1})
+    resubmitted(letter)
+
+    response = admin_client.post(verb(letter, "resubmit"), typed(parameters='{"seconds": 3}', reason="mended"))
+
+    page = response.content.decode()
+    assert "has been resubmitted already" in page
+    assert ("&quot;seconds&quot;: 3" in page, 'value="mended"' in page) == (True, True)
+    assert Task.objects.count() == 2
+
+
+@pytest.mark.parametrize("name", ["change", "resubmit", "archive", "unarchive"])
+def test_an_entry_that_is_gone_is_not_found(admin_client: Client, name: str) -> None:
+    letter = dead()
+    letter.delete()
+    address = reverse(f"admin:recovery_deadletter_{name}", args=(99,))
+
+    assert (admin_client.get(address) if name == "change" else admin_client.post(address)).status_code == 404
