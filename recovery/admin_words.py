@@ -43,8 +43,16 @@ def by(request: HttpRequest) -> By:
 
 def refusal(name: object, error: K1NodeError) -> SafeString:
     """Return what to say of something that a verb would not change."""
-    reasons = [detail.message for detail in error.details] or [error.message]
-    return format_html("Left {} as it is. {}.", name, " ".join(reasons).rstrip("."))
+    return format_html("Left {} as it is. {}.", name, _reasons(error))
+
+
+def refusal_of_all(error: K1NodeError) -> SafeString:
+    """Return what to say of several things that a verb changes all or none of."""
+    return format_html("Left all of them as they are. {}.", _reasons(error))
+
+
+def _reasons(error: K1NodeError) -> str:
+    return " ".join([detail.message for detail in error.details] or [error.message]).rstrip(".")
 
 
 def state_badge(row: Breaker) -> SafeString:

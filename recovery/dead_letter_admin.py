@@ -1,6 +1,6 @@
 """Dead letters on the console: the entries one by one, and by what went wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_http_methods, require_POST
 
@@ -22,7 +22,7 @@ from k1node.lib.clock_time import database_now
 from k1node.lib.errors import InvalidRequest, K1NodeError
 from recovery import admin_words as words
 from recovery import dead_letters
-from recovery.dead_letter_forms import ResubmitForm, differences
+from recovery.dead_letter_forms import ChangesForm, ReasonForm, ResubmitForm, differences
 from recovery.dead_letters import Wanted
 from recovery.models import Breaker, DeadLetter, Intervention
 from recovery.records import By
@@ -38,6 +38,9 @@ ANY_STATE = "all"
 MOST_ATTEMPTS = 20
 MOST_INTERVENTIONS = 20
 MOST_IN_CHAIN = 60
+MOST_SELECTED = 200  # their keys are in an address
+MOST_NAMED = 20
+MOST_LINKED = 5
 MOVES = {"archive": dead_letters.archive, "unarchive": dead_letters.unarchive}
 MOVED = {"archive": "Archived {}: nothing is to be done.", "unarchive": "Unarchived {}: pending again."}
 # In the address -> of dead_letters.Wanted: what chooses entries on the list chooses the set of a redrive too.
@@ -129,6 +132,7 @@ class DeadLetterAdmin(KeysetAdmin):
     list_display_links = ("what",)
     list_filter = (LetterStateFilter, LetterTaskFilter, HandlerFilter, LetterBreakerFilter, FingerprintFilter)
     list_per_page = 50
+    actions = ("resubmit_selected", "archive_selected", "unarchive_selected")
 
     # --- entries ------------------------------------------------------------------------------------------------
 
@@ -178,10 +182,12 @@ class DeadLetterAdmin(KeysetAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
-        resubmit, move = require_http_methods(["GET", "HEAD", "POST"])(self.resubmit_view), require_POST(self.move_view)
+        asking = require_http_methods(["GET", "HEAD", "POST"])
+        resubmit, several, move = asking(self.resubmit_view), asking(self.several_view), require_POST(self.move_view)
         return [
             path("by-error/", view(self.groups_view), name="recovery_deadletter_groups"),
             path("named/<str:dlq_id>/", view(self.named_view), name="recovery_deadletter_named"),
+            path("several/<str:verb>/", view(several), name="recovery_deadletter_several"),
             path("<int:pk>/resubmit/", view(resubmit), name="recovery_deadletter_resubmit"),
             path("<int:pk>/archive/", view(move), {"verb": "archive"}, name="recovery_deadletter_archive"),
             path("<int:pk>/unarchive/", view(move), {"verb": "unarchive"}, name="recovery_deadletter_unarchive"),
@@ -305,6 +311,77 @@ class DeadLetterAdmin(KeysetAdmin):
             self.message_user(request, MOVED[verb].format("it"))
         return HttpResponseRedirect(display.page_of(row))
 
+    # --- several at once ----------------------------------------------------------------------------------------
+
+    def has_resolve_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(CHANGE)
+
+    @admin.action(description="Resubmit selected…", permissions=["resolve"])
+    def resubmit_selected(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> HttpResponse | None:
+        return self._ask_about(request, "resubmit", queryset)
+
+    @admin.action(description="Archive selected…", permissions=["resolve"])
+    def archive_selected(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> HttpResponse | None:
+        return self._ask_about(request, "archive", queryset)
+
+    @admin.action(description="Unarchive selected…", permissions=["resolve"])
+    def unarchive_selected(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> HttpResponse | None:
+        return self._ask_about(request, "unarchive", queryset)
+
+    def _ask_about(self, request: HttpRequest, verb: str, chosen: QuerySet[DeadLetter]) -> HttpResponse | None:
+        """Lead to the page that names the entries and asks; None where there are none or too many."""
+        pks = list(chosen.order_by("pk").values_list("pk", flat=True)[: MOST_SELECTED + 1])
+        if not 0 < len(pks) <= MOST_SELECTED:
+            text = f"Choose 1 to {MOST_SELECTED} entries; for more resubmit all that match a filter."
+            self.message_user(request, text, messages.WARNING)
+            return None
+        return HttpResponseRedirect(several_address(verb, pks))
+
+    def several_view(self, request: HttpRequest, verb: str) -> HttpResponse:
+        """Name the chosen entries, ask why, and do it to all of them or to none."""
+        if not request.user.has_perm(CHANGE):
+            raise PermissionDenied
+        if verb not in (*MOVES, "resubmit"):
+            raise Http404("There is no such button")
+        rows = _letters(request.GET.get("ids", ""))
+        data = request.POST if request.method == "POST" else None
+        form = ChangesForm(data) if verb == "resubmit" else ReasonForm(data)
+        if form.is_bound and form.is_valid():
+            by = By(request.user.get_username(), form.cleaned_data["reason"])
+            try:
+                done = self._do_to_all(verb, rows, form, by)
+            except InvalidRequest as error:
+                form.refuse(error)
+            except K1NodeError as error:
+                self.message_user(request, words.refusal_of_all(error), messages.WARNING)
+            else:
+                self.message_user(request, done)
+                return HttpResponseRedirect(display.list_of(DeadLetter))
+        number = words.entries(len(rows))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"{verb.capitalize()} {number}",
+            "opts": self.opts,
+            "verb": verb,
+            "rows": [(row, words.letter_badge(row)) for row in rows[:MOST_NAMED]],
+            "more": len(rows) - MOST_NAMED,
+            "form": form,
+            "button": f"{verb.capitalize()} {number}",
+            "tone": "k1-main",
+            "back": display.list_of(DeadLetter),
+        }
+        return TemplateResponse(request, "admin/recovery/deadletter/several.html", context)
+
+    def _do_to_all(self, verb: str, rows: list[DeadLetter], form: ReasonForm, by: By) -> SafeString:
+        now, number = database_now(), words.entries(len(rows))
+        if isinstance(form, ChangesForm):
+            made = dead_letters.resubmit_all(rows, form.changes(), by, now=now)
+            links = format_html_join(", ", "{}", ((display.link(task),) for task in made[:MOST_LINKED]))
+            return format_html("Resubmitted {}: {}{}.", number, links, " and more" if len(made) > MOST_LINKED else "")
+        MOVES[verb](rows, by, now=now)
+        back = several_address("unarchive" if verb == "archive" else "archive", [row.pk for row in rows])
+        return format_html('{} <a href="{}">Undo…</a>', MOVED[verb].format(number), back)
+
     def _to_change(self, request: HttpRequest, pk: int) -> DeadLetter:
         if not request.user.has_perm(CHANGE):
             raise PermissionDenied
@@ -316,6 +393,19 @@ def _letter(pk: int) -> DeadLetter:
     if row is None:
         raise Http404("No such dead letter; it may have been pruned.")
     return row
+
+
+def _letters(ids: str) -> list[DeadLetter]:
+    """Return the entries whose keys an address names, with their tasks; Http404 unless it names some that are there."""
+    pks = {int(text) for text in ids.split(",") if text.isdecimal() and len(text) < 19}
+    rows = list(DeadLetter.objects.select_related("task").filter(pk__in=pks).order_by("pk")[: MOST_SELECTED + 1])
+    if not 0 < len(rows) <= MOST_SELECTED:
+        raise Http404("These dead letters are not there; they may have been pruned.")
+    return rows
+
+
+def several_address(verb: str, pks: Sequence[int]) -> str:
+    return reverse("admin:recovery_deadletter_several", args=(verb,), query={"ids": ",".join(map(str, pks))})
 
 
 def _breaker_of(row: DeadLetter) -> Breaker | None:

@@ -47,6 +47,20 @@ class ReasonForm(forms.Form):
     def __init__(self, data: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(data, label_suffix="", **kwargs)
 
+    def refuse(self, error: InvalidRequest) -> None:
+        """Show what a verb has refused at the fields that it is about."""
+        for detail in error.details:
+            name, _, rest = detail.field.partition(".")
+            if name == "parameters" and rest == TIMEOUT and TIMEOUT not in self.cleaned_data.get("parameters", {}):
+                name, rest = "timeout", ""
+            said = _sentences(f"{rest}: {detail.message}" if rest else detail.message, detail.suggestion)
+            if name in self.fields:
+                self.add_error(name, said)
+            else:
+                self.add_error(None, f"{detail.field}: {said}")
+        if not error.details:
+            self.add_error(None, _sentences(error.message))
+
 
 class ChangesForm(ReasonForm):
     """What the new tasks have instead of what the old ones had."""
@@ -83,20 +97,6 @@ class ChangesForm(ReasonForm):
         if self.cleaned_data["timeout"] is not None:
             given[TIMEOUT] = self.cleaned_data["timeout"]
         return Changes(given, self.cleaned_data["retry_policy"] or None)
-
-    def refuse(self, error: InvalidRequest) -> None:
-        """Show what a verb has refused at the fields that it is about."""
-        for detail in error.details:
-            name, _, rest = detail.field.partition(".")
-            if name == "parameters" and rest == TIMEOUT and TIMEOUT not in self.cleaned_data.get("parameters", {}):
-                name, rest = "timeout", ""
-            said = _sentences(f"{rest}: {detail.message}" if rest else detail.message, detail.suggestion)
-            if name in self.fields:
-                self.add_error(name, said)
-            else:
-                self.add_error(None, f"{detail.field}: {said}")
-        if not error.details:
-            self.add_error(None, _sentences(error.message))
 
 
 class ResubmitForm(ChangesForm):

@@ -38,7 +38,7 @@ class ConsoleAdmin(ModelAdmin):
 class ReadOnlyAdmin(ConsoleAdmin):
     """Rows that the machine writes: nobody adds, changes or deletes them here."""
 
-    actions = None
+    actions: tuple[str, ...] | None = None
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

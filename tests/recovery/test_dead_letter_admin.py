@@ -471,3 +471,102 @@ def test_an_entry_that_is_gone_is_not_found(admin_client: Client, name: str) -> 
     address = reverse(f"admin:recovery_deadletter_{name}", args=(99,))
 
     assert (admin_client.get(address) if name == "change" else admin_client.post(address)).status_code == 404
+
+
+# --- several at once --------------------------------------------------------------------------------------------
+
+
+def several(name: str, letters: list[DeadLetter]) -> str:
+    ids = ",".join(str(letter.pk) for letter in letters)
+    return reverse("admin:recovery_deadletter_several", args=(name,), query={"ids": ids})
+
+
+def selected(name: str, letters: list[DeadLetter]) -> dict[str, Any]:
+    return {"action": f"{name}_selected", "_selected_action": [letter.pk for letter in letters]}
+
+
+def states(letters: list[DeadLetter]) -> list[str]:
+    return [DeadLetter.objects.get(pk=letter.pk).status for letter in letters]
+
+
+@pytest.mark.parametrize("name", ["resubmit", "archive", "unarchive"])
+def test_selected_entries_are_named_and_asked_about(operator: Callable[..., Client], name: str) -> None:
+    status = Status.ARCHIVED if name == "unarchive" else Status.PENDING
+    letters = [make_dead_letter(status=status) for _ in range(22)]
+    client = operator("change_deadletter")
+
+    response = client.post(f"{LIST}?state=all", selected(name, letters))
+    page = text_of(client.get(response["Location"]))
+
+    assert response["Location"] == several(name, letters)
+    assert f"{name.capitalize()} 22 entries" in page
+    assert (letters[0].task.task_id in page, "and 2 more" in page) == (True, True)
+    assert set(states(letters)) == {status}
+
+
+def test_selected_entries_are_archived_with_one_reason_and_can_be_put_back(operator: Callable[..., Client]) -> None:
+    letters = [dead(), dead()]
+    client = operator("change_deadletter")
+
+    response = client.post(several("archive", letters), {"reason": "known"})
+
+    assert (response["Location"], states(letters)) == (LIST, ["archived"] * 2)
+    assert said(response) == [("info", "Archived 2 entries: nothing is to be done. Undo…")]
+    assert {row.reason for row in Intervention.objects.all()} == {"known"}
+    client.post(several("unarchive", letters), {"reason": ""})
+    assert states(letters) == ["pending"] * 2
+
+
+def test_selected_entries_are_resubmitted_with_changes(admin_client: Client) -> None:
+    letters = [dead(task_id="a", parameters={"seconds": 1}), dead(task_id="b", parameters={"seconds": 2})]
+
+    response = admin_client.post(
+        several("resubmit", letters), {"parameters": '{"seconds": 3}', "timeout": "2 h", "retry_policy": ""}
+    )
+
+    made = Task.objects.filter(task_id__endswith="-retry-1")
+    assert said(response) == [("info", "Resubmitted 2 entries: a-retry-1, b-retry-1.")]
+    assert {(task.parameters["seconds"], task.timeout_ms) for task in made} == {(3, 7_200_000)}
+
+
+def test_one_that_cannot_be_leaves_all_as_they_are(admin_client: Client) -> None:
+    done, letter = dead(), dead()
+    resubmitted(done)
+
+    for name in ("archive", "resubmit"):
+        response = admin_client.post(several(name, [done, letter]), {"reason": "why <b>", "parameters": "{}"})
+
+        page = response.content.decode()
+        assert "Left all of them as they are. " in page
+        assert 'class="warning">' in page
+        assert 'value="why &lt;b&gt;"' in page
+    assert states([done, letter]) == ["resubmitted", "pending"]
+    assert Task.objects.count() == 3
+
+
+def test_what_fits_no_task_is_refused_at_its_field(admin_client: Client) -> None:
+    letters = [dead(), dead(handler="python:none")]
+
+    at_field = admin_client.post(several("resubmit", letters), {"parameters": '{"timeout_ms": "x"}'})
+    at_all = admin_client.post(several("resubmit", letters), {"parameters": "{}"})
+
+    assert list(at_field.context["form"].errors) == ["parameters"]
+    assert "none" in str(at_all.context["form"].errors)
+    assert Task.objects.count() == 2
+
+
+def test_several_need_the_permission_and_entries_that_are_there(operator: Callable[..., Client]) -> None:
+    letters = [dead(), dead()]
+    client = operator("view_deadletter")
+
+    client.post(LIST, selected("archive", letters))
+
+    assert "_selected_action" not in client.get(LIST).content.decode()
+    assert client.get(several("archive", letters)).status_code == 403
+    assert client.post(several("archive", letters)).status_code == 403
+    assert states(letters) == ["pending"] * 2
+
+
+@pytest.mark.parametrize("address", [several("archive", []), several("archive", []) + "x,-1", several("delete", [])])
+def test_nothing_chosen_is_not_found(admin_client: Client, address: str) -> None:
+    assert admin_client.get(address).status_code == 404
