@@ -315,6 +315,8 @@ def listed(wanted: Wanted) -> QuerySet[DeadLetter]:
     for name in ("handler", "circuit_breaker", "fingerprint"):
         if (value := getattr(wanted, name)) is not None:
             rows = rows.filter(**{name: value})
+    if wanted.circuit_breaker:
+        rows = rows.filter(circuit_breaker__gt="")  # its index's condition: SQLite does not see that it holds
     if wanted.since is not None:
         rows = rows.filter(failed_at__gte=wanted.since)
     if wanted.until is not None:

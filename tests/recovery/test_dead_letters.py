@@ -23,7 +23,7 @@ from scheduling.models import Attempt, Gate, OverlapPolicy, Task, TaskStatus
 from scheduling.outcomes import Outcome, OutcomeKind
 from scheduling.queue import TaskIdTaken
 from scheduling.steering import Impossible
-from tests.databases import Rival, only_postgresql
+from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, make_attempt, make_dead_letter, make_policy, make_schedule, make_task
 
 pytestmark = pytest.mark.django_db
@@ -483,6 +483,24 @@ def test_unknown_ids_are_named() -> None:
 
     with pytest.raises(NotFound, match="dlq-gone-1"):
         dead_letters.by_ids([letter.dlq_id, "dlq-gone-1"])
+
+
+@only_sqlite  # PostgreSQL chooses by statistics
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (Wanted(fingerprint="x"), "letter_fingerprint"),
+        (Wanted(handler="x"), "letter_handler"),
+        (Wanted(circuit_breaker="x"), "letter_breaker"),
+        (Wanted(schedule="x"), "letter_schedule"),
+        (Wanted(), "letter_status"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pending_ones_are_found_by_the_index_of_what_is_wanted(wanted: Wanted, index: str) -> None:
+    rows = dead_letters.listed(wanted).filter(status=Status.PENDING).order_by("-pk")
+
+    assert f"USING INDEX {index} " in rows.explain()
 
 
 # --- retention ----------------------------------------------------------------------------------------------------
