@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -17,15 +16,25 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import OPERATE
-from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
+from k1node.lib.admin_paging import WINDOW, Keyset
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import InvalidRequest, K1NodeError
 from recovery import admin_words as words
 from recovery import dead_letters
+from recovery.dead_letter_filters import (
+    CHOICES,
+    FingerprintFilter,
+    HandlerFilter,
+    LetterBreakerFilter,
+    LetterStateFilter,
+    LetterTaskFilter,
+    chosen_in,
+    state_in,
+)
 from recovery.dead_letter_forms import ChangesForm, ReasonForm, ResubmitForm, differences
-from recovery.dead_letters import Wanted
 from recovery.models import Breaker, DeadLetter, Intervention
 from recovery.records import By
+from recovery.redrive_admin import CHANGE, RedrivePages, plan_address
 from scheduling import queries
 from scheduling.admin import figures
 from scheduling.admin.tasks import schedule_of, status_badge
@@ -33,8 +42,6 @@ from scheduling.models import Task
 
 Status = DeadLetter.Status
 
-CHANGE = "recovery.change_deadletter"
-ANY_STATE = "all"
 MOST_ATTEMPTS = 20
 MOST_INTERVENTIONS = 20
 MOST_IN_CHAIN = 60
@@ -43,83 +50,10 @@ MOST_NAMED = 20
 MOST_LINKED = 5
 MOVES = {"archive": dead_letters.archive, "unarchive": dead_letters.unarchive}
 MOVED = {"archive": "Archived {}: nothing is to be done.", "unarchive": "Unarchived {}: pending again."}
-# In the address -> of dead_letters.Wanted: what chooses entries on the list chooses the set of a redrive too.
-CHOICES = {"task": "task_id", "handler": "handler", "breaker": "circuit_breaker", "fingerprint": "fingerprint"}
-
-
-class LetterStateFilter(admin.SimpleListFilter):
-    """Pending ones, unless others are asked for."""
-
-    title = "state"
-    parameter_name = "state"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [*((str(status), status.label) for status in Status), (ANY_STATE, "All")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> QuerySet[DeadLetter]:
-        chosen = state_in(request.GET)
-        return queryset if chosen is None else queryset.filter(status=chosen)
-
-    def choices(self, changelist: ChangeList) -> Any:
-        chosen = self.value() if self.value() in (*Status.values, ANY_STATE) else str(Status.PENDING)
-        for value, label in self.lookup_choices:
-            query = (
-                changelist.get_query_string(remove=[self.parameter_name])
-                if value == Status.PENDING
-                else changelist.get_query_string({self.parameter_name: value})
-            )
-            yield {"selected": value == chosen, "query_string": query, "display": label}
-
-
-def state_in(params: Mapping[str, Any]) -> Status | None:
-    """Return the state that an address asks for; None is any."""
-    asked = params.get("state")
-    if asked == ANY_STATE:
-        return None
-    return Status(asked) if asked in Status.values else Status.PENDING
-
-
-def wanted_in(params: Mapping[str, Any]) -> Wanted:
-    """Return what an address chooses entries by; their state aside."""
-    chosen: dict[str, Any] = {CHOICES[name]: params[name] for name in CHOICES if params.get(name)}
-    return Wanted(**chosen)
-
-
-class LetterFilter(TextFilter):
-    """By something that dead_letters.Wanted knows."""
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if not self.value:
-            return queryset
-        return queryset & dead_letters.listed(wanted_in({self.parameter_name: self.value}))
-
-
-class LetterTaskFilter(LetterFilter):
-    title = "task"
-    parameter_name = "task"
-    placeholder = "a task's or a schedule's id"
-
-
-class HandlerFilter(LetterFilter):
-    title = "handler"
-    parameter_name = "handler"
-    placeholder = "the whole handler"
-
-
-class LetterBreakerFilter(LetterFilter):
-    title = "breaker"
-    parameter_name = "breaker"
-    placeholder = "a breaker's name"
-
-
-class FingerprintFilter(LetterFilter):
-    title = "error"
-    parameter_name = "fingerprint"
-    placeholder = "a fingerprint, from By error"
 
 
 @admin.register(DeadLetter)
-class DeadLetterAdmin(KeysetAdmin):
+class DeadLetterAdmin(RedrivePages):
     section = OPERATE
     place = 27
     summary = "What failed for good and waits for somebody to look"
@@ -176,7 +110,15 @@ class DeadLetterAdmin(KeysetAdmin):
         return new_task_of(row, row.new_task_seen)  # type: ignore[attr-defined]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        return super().changelist_view(request, {**(extra_context or {}), "view": "entries"})
+        """Show the entries, and where all that match are resubmitted; a redrive takes pending ones alone."""
+        chosen = chosen_in(request.GET)
+        may_redrive = request.user.has_perm(CHANGE) and state_in(request.GET) == Status.PENDING
+        ours = {
+            "view": "entries",
+            "redrive": plan_address(chosen) if may_redrive else "",
+            "redrive_text": "Resubmit all that match…" if chosen else "Resubmit all…",
+        }
+        return super().changelist_view(request, {**(extra_context or {}), **ours})
 
     # --- by error -----------------------------------------------------------------------------------------------
 
@@ -213,6 +155,7 @@ class DeadLetterAdmin(KeysetAdmin):
                     "count_text": f"{group['count']:,}",
                     "last_hour_text": f"{group['last_hour']:,}",
                     "entries": display.list_of(DeadLetter, fingerprint=group["fingerprint"]),
+                    "redrive": plan_address({"fingerprint": group["fingerprint"]}),
                     "example_page": reverse("admin:recovery_deadletter_named", args=(group["example"],)),
                 }
                 for group in found
