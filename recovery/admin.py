@@ -26,8 +26,8 @@ from recovery import (  # noqa: F401  (some only register their pages)
     policy_admin,
 )
 from recovery.admin_forms import LENGTHS
-from recovery.admin_words import by, changes, refusal, state_badge
-from recovery.models import Breaker, Intervention
+from recovery.admin_words import by, changes, letter_badge, refusal, state_badge
+from recovery.models import Breaker, DeadLetter, Intervention
 from recovery.records import By
 from scheduling import steering, tasks
 from scheduling.admin.records import TaskFilter
@@ -82,8 +82,12 @@ class OperatedTaskAdmin(TaskAdmin):
         verbs = steering.possible(task) if request.user.has_perm("scheduling.change_task") else ()
         # Not there before the first result of a task that names it.
         breaker = Breaker.objects.filter(breaker_id=task.circuit_breaker).first() if task.circuit_breaker else None
+        # Whoever has one has ended; most that have ended have none.
+        letter = DeadLetter.objects.filter(task=task).first() if task.status in FINISHED else None
         return {
             "explanation": self._explanation(task),
+            "letter": letter,
+            "letter_badge": letter_badge(letter) if letter else "",
             "breaker": breaker,
             "breaker_badge": state_badge(breaker) if breaker else "",
             "verbs": [

@@ -144,5 +144,5 @@ def held(row: Breaker) -> str:
 
 
 def count(number: int) -> str:
-    """Return a number of tasks as far as they are counted: `41`, `10,000+`."""
+    """Return a number of tasks, or of dead letters, as far as they are counted: `41`, `10,000+`."""
     return f"{number:,}" if number <= breakers.COUNT_MOST else f"{breakers.COUNT_MOST:,}+"

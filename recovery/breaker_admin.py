@@ -21,11 +21,13 @@ from k1node.lib.admin_paging import Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import K1NodeError
 from recovery import admin_words as words
-from recovery import breakers
+from recovery import breakers, dead_letters
 from recovery.admin_forms import SettingsForm, UntilForm
 from recovery.breaker_rules import State
-from recovery.models import Breaker, Intervention
+from recovery.dead_letters import Wanted
+from recovery.models import Breaker, DeadLetter, Intervention
 from recovery.records import By
+from recovery.redrive_admin import CHANGE, plan_address
 from scheduling import tasks
 from scheduling.models import Schedule, Task
 
@@ -150,6 +152,7 @@ class BreakerAdmin(KeysetAdmin):
         tasks_behind = list(_behind(row.gate_id).only("task_id", "priority", "due_at")[:MOST_TASKS])
         waiting = breakers.waiting([row]).get(row.pk, 0)
         may_change = request.user.has_perm("recovery.change_breaker")
+        dead = dead_letters.pending(Wanted(circuit_breaker=row.breaker_id))
         context = {
             **self.admin_site.each_context(request),
             "title": row.breaker_id,
@@ -165,6 +168,10 @@ class BreakerAdmin(KeysetAdmin):
             "waiting": waiting,
             "waiting_text": words.count(waiting),
             "tasks": tasks_behind,
+            "dead": dead,
+            "dead_text": words.count(dead),
+            "dead_letters": display.list_of(DeadLetter, breaker=row.breaker_id),
+            "redrive": plan_address({"breaker": row.breaker_id}) if dead and request.user.has_perm(CHANGE) else "",
             "all_waiting": display.list_of(Task, behind=row.breaker_id),
             "schedules": schedules[:MOST_SCHEDULES],
             "more_schedules": len(schedules) > MOST_SCHEDULES,

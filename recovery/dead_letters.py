@@ -34,6 +34,7 @@ from scheduling.settlement import Settlement
 Status = DeadLetter.Status
 
 MOST_AT_ONCE = 1_000
+COUNT_MOST = 10_000
 GROUPED_MOST = 100_000  # of the newest pending entries
 GROUPS_MOST = 100
 NAMED_MOST = 50  # entries are named so far in a refusal
@@ -322,6 +323,12 @@ def listed(wanted: Wanted) -> QuerySet[DeadLetter]:
     if wanted.until is not None:
         rows = rows.filter(failed_at__lt=wanted.until)
     return rows
+
+
+def pending(wanted: Wanted) -> int:
+    """Return how many pending entries fit, counted to one more than COUNT_MOST."""
+    rows = listed(wanted).filter(status=Status.PENDING).order_by()
+    return rows.values("pk")[: COUNT_MOST + 1].count()
 
 
 def _schedule(task_id: str) -> int:

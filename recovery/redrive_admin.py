@@ -30,15 +30,16 @@ from recovery.dead_letter_filters import CHOICES, chosen_in, wanted_in
 from recovery.dead_letter_forms import RedriveForm, differences, initial_of, timeout_difference
 from recovery.models import DeadLetter
 from recovery.records import By
+from recovery.retries import TIMEOUT
 from scheduling.admin.tasks import status_badge
 from scheduling.models import ACTIVE
 
 State = Operation.State
 
 CHANGE = "recovery.change_deadletter"
-COUNT_MOST = 10_000
 TYPED_ABOVE = 1_000  # entries whose number is typed in before they are resubmitted
-SHOWN = 5  # entries of a set, and results
+EXAMPLES = 3  # entries shown beside the form
+SHOWN = 5  # results
 REFUSED_AT_ONCE = 20
 WIDTH = 1_000  # of the bar, in its own units
 NAMES = {"task_id": "task", "circuit_breaker": "breaker", "fingerprint": "error"}
@@ -72,9 +73,10 @@ class RedrivePages(KeysetAdmin):
             if earlier:
                 self._forget(earlier, request)
             return HttpResponseRedirect(page_of(job))
-        rows = dead_letters.listed(wanted_in(chosen)).filter(status=DeadLetter.Status.PENDING)
-        count = rows.order_by().values("pk")[: COUNT_MOST + 1].count()
-        sample = rows.select_related("task").order_by("pk")[:SHOWN]
+        wanted = wanted_in(chosen)
+        count = dead_letters.pending(wanted)
+        rows = dead_letters.listed(wanted).filter(status=DeadLetter.Status.PENDING)
+        sample = rows.select_related("task").order_by("pk")[:EXAMPLES]
         context = {
             **self.admin_site.each_context(request),
             "title": "Resubmit dead letters",
@@ -82,7 +84,7 @@ class RedrivePages(KeysetAdmin):
             "form": form,
             "chosen": [(NAMES.get(CHOICES[name], name), value) for name, value in chosen.items()],
             "count": count,
-            "count_text": f"{COUNT_MOST:,}+" if count > COUNT_MOST else f"{count:,}",
+            "count_text": words.count(count),
             "sample": [(row, display.as_json(row.task.parameters)) for row in sample],
             "back": display.list_of(DeadLetter, **chosen),
         }
@@ -147,7 +149,9 @@ class RedrivePages(KeysetAdmin):
         sample = []
         for each in redrives.sample(job):
             task = each.letter.task
-            rows = differences(task.parameters, each.parameters) + timeout_difference(task.timeout_ms, each.timeout_ms)
+            rows = timeout_difference(task.timeout_ms, each.timeout_ms)
+            # The parameter that is the timeout, too, is told once, and readably.
+            rows += [row for row in differences(task.parameters, each.parameters) if not rows or row[0] != TIMEOUT]
             if policy and policy != task.retry_policy_id:
                 rows.append(("retry policy", str(task.retry_policy_id), policy))
             sample.append((each, rows))

@@ -15,7 +15,7 @@ from recovery import interventions
 from recovery.models import Breaker, Intervention
 from recovery.records import By
 from scheduling.models import GateKind, Task, TaskStatus
-from tests.factories import NOW, make_gate, make_task
+from tests.factories import NOW, make_dead_letter, make_gate, make_task
 
 pytestmark = pytest.mark.django_db
 
@@ -52,6 +52,18 @@ def test_a_page_has_the_buttons_that_its_state_allows(
     admin_client: Client, status: TaskStatus, shown: list[str]
 ) -> None:
     assert buttons(admin_client.get(page_of(make_task(status=status)))) == shown
+
+
+def test_a_failed_task_leads_to_its_dead_letter(admin_client: Client, operator: Callable[..., Client]) -> None:
+    letter = make_dead_letter(make_task(status=TaskStatus.FAILED))
+    address = reverse("admin:recovery_deadletter_change", args=(letter.pk,))
+
+    page = admin_client.get(page_of(letter.task)).content.decode()
+    of_others = operator("view_task").get(page_of(letter.task)).content.decode()
+
+    assert re.search(rf'<dt>Dead letter</dt><dd><a href="{address}">.*pending', page)
+    assert ("Dead letter" in of_others, address in of_others) == (True, False)
+    assert "<dt>Dead letter" not in admin_client.get(page_of(make_task(status=TaskStatus.FAILED))).content.decode()
 
 
 @pytest.mark.parametrize(

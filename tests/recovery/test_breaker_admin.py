@@ -20,7 +20,7 @@ from recovery.breaker_rules import Pin, State
 from recovery.models import Breaker, Intervention
 from recovery.records import By
 from scheduling.models import GateKind, Task, TaskStatus
-from tests.factories import NOW, make_gate, make_schedule, make_task
+from tests.factories import NOW, make_dead_letter, make_gate, make_schedule, make_task
 
 pytestmark = pytest.mark.django_db
 
@@ -215,6 +215,21 @@ def test_who_holds_it_is_told_with_the_reason(admin_client: Client) -> None:
     assert "ana, open until 2026-03-04 05:06:07 UTC: they move house" in text_of(admin_client.get(page_of(row)))
 
 
+def test_dead_letters_of_its_tasks_are_a_press_away(admin_client: Client, operator: Callable[..., Client]) -> None:
+    row = make_breaker("api", State.OPEN)
+    none = text_of(admin_client.get(page_of(row)))
+    for _ in range(2):
+        make_dead_letter(make_task(status=TaskStatus.FAILED, circuit_breaker="api"))
+
+    page = admin_client.get(page_of(row)).content.decode()
+    of_others = operator("view_breaker").get(page_of(row)).content.decode()
+
+    assert "Dead letters none pending" in none
+    assert f'href="{reverse("admin:recovery_deadletter_changelist")}?breaker=api">2 pending<' in page
+    assert f'href="{reverse("admin:recovery_redrive_plan")}?breaker=api">Resubmit 2…<' in page
+    assert "/deadletter/" not in of_others
+
+
 def test_schedules_and_tasks_are_shown_so_far_and_no_further(admin_client: Client) -> None:
     row = make_breaker("api", State.OPEN)
     for number in range(25):
@@ -229,7 +244,8 @@ def test_schedules_and_tasks_are_shown_so_far_and_no_further(admin_client: Clien
     assert response.context["tasks"][0].task_id == "t09"
     assert len(response.context["tasks"]) == 10
     assert "All 25" in text
-    assert len(captured) <= 9  # session, user, hold, row, schedules, tasks, waiting, two of interventions
+    # session, user, hold, row, schedules, tasks, waiting, dead letters, two of interventions
+    assert len(captured) <= 10
 
 
 def test_the_tasks_behind_it_have_a_list_of_their_own(admin_client: Client) -> None:

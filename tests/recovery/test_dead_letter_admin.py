@@ -289,7 +289,7 @@ def test_what_was_changed_is_told_with_who_and_why(admin_client: Client) -> None
 
     text = text_of(admin_client.get(page_of(letter)))
 
-    assert "seconds 1 → 2 timeout_ms – → 5000 Retry policy: standard → aggressive" in text
+    assert "seconds 1 → 2 timeout_ms not there → 5000 Retry policy: standard → aggressive" in text
     assert "by ana: disk mended" in text
     assert "Resubmit made" in text.partition("Interventions")[2]
 

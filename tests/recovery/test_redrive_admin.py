@@ -16,7 +16,7 @@ from django.utils import timezone
 from k1node.clock import KINDS
 from k1node.operations import jobs
 from k1node.operations.models import Operation
-from recovery import dead_letters, redrive_admin, redrives
+from recovery import breakers, dead_letters, redrive_admin, redrives
 from recovery.dead_letters import Wanted
 from recovery.models import DeadLetter
 from recovery.records import By
@@ -128,7 +128,7 @@ def test_a_look_says_how_many_match_and_writes_nothing(admin_client: Client) -> 
 
 
 def test_entries_are_counted_so_far(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redrive_admin, "COUNT_MOST", 2)
+    monkeypatch.setattr(breakers, "COUNT_MOST", 2)
     dead(4)
 
     assert "Resubmit 2+ dead letters" in text_of(admin_client.get(PLAN))
@@ -227,7 +227,7 @@ def test_the_plan_shows_what_becomes_of_the_first(admin_client: Client) -> None:
 
     text = text_of(response)
     assert "Resubmit 7 entries planned" in text
-    assert "seconds 1 → 2 timeout_ms – → 7200000 timeout 1 h → 2 h retry policy standard → aggressive" in text
+    assert "timeout 1 h → 2 h seconds 1 → 2 retry policy standard → aggressive" in text
     assert "zone" not in text
     assert "lame Would be refused." in text
     for fact in ("7 a second", "3, the rest only if all of them complete", "it stops", "Reason disk mended"):
