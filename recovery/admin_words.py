@@ -73,7 +73,7 @@ def job_badge(row: Operation) -> SafeString:
 
 def error_line(row: DeadLetter) -> SafeString:
     """Return the first line of what went wrong, and the exit code."""
-    line = display.first_line(row.error_message, 100) or "It said nothing"
+    line = display.first_line(row.error_message) or "It said nothing"
     title = display.first_line(row.error_message, 500)
     shown = format_html('<span class="k1-error" title="{}">{}</span>', title, line)
     return display.two_lines(shown, f"exit code {row.error_code}")

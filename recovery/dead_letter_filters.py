@@ -54,7 +54,8 @@ def state_in(params: Mapping[str, Any]) -> Status | None:
 
 def chosen_in(params: Mapping[str, Any]) -> dict[str, str]:
     """Return what of an address chooses entries, their state aside."""
-    return {name: str(params[name]).strip() for name in CHOICES if str(params.get(name) or "").strip()}
+    given = {name: str(params.get(name) or "").strip() for name in CHOICES}
+    return {name: value for name, value in given.items() if value}
 
 
 def wanted_in(params: Mapping[str, Any]) -> Wanted:

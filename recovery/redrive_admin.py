@@ -5,6 +5,7 @@ is frozen by the first press, shown with what would become of some of it, and be
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from django.contrib import admin, messages
@@ -114,9 +115,10 @@ class RedrivePages(KeysetAdmin):
 
     @staticmethod
     def _forget(job: Operation, request: HttpRequest) -> None:
-        """Cancel the plan that a new one stands in for; if somebody has begun or cancelled it, it stays as it is."""
+        """Cancel the plan that a new one stands in for; one that somebody has begun meanwhile goes on."""
         if Operation.objects.filter(pk=job.pk, state=State.PLANNED).exists():
-            redrives.cancel(job.operation_id, By(request.user.get_username()), now=database_now())
+            with suppress(K1NodeError):  # somebody else has cancelled it
+                redrives.cancel(job.operation_id, By(request.user.get_username()), now=database_now())
 
     # --- the page of one ----------------------------------------------------------------------------------------
 

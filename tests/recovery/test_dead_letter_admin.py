@@ -178,7 +178,10 @@ def test_groups_tell_how_many_since_when_and_where_to_look(admin_client: Client)
     response = admin_client.get(GROUPS)
 
     page = response.content.decode()
-    assert "disk &lt;n&gt; full exit code 3 · python:sleep · newest entry 2 1 5 h ago" in text_of(response)
+    assert (
+        "disk &lt;n&gt; full exit code 3 · python:sleep · newest entry Resubmit 2… Show entries 2 1 5 h ago"
+        in text_of(response)
+    )
     assert f'href="{LIST}?fingerprint={letter.fingerprint}"' in page
     assert f'href="{LIST}?task=nightly"' in page
     example = admin_client.get(reverse("admin:recovery_deadletter_named", args=(newest.dlq_id,)))
@@ -570,3 +573,12 @@ def test_several_need_the_permission_and_entries_that_are_there(operator: Callab
 @pytest.mark.parametrize("address", [several("archive", []), several("archive", []) + "x,-1", several("delete", [])])
 def test_nothing_chosen_is_not_found(admin_client: Client, address: str) -> None:
     assert admin_client.get(address).status_code == 404
+
+
+@pytest.mark.parametrize("text", ["'; --", "%", "x" * 5000])
+@pytest.mark.parametrize("name", ["task", "handler", "breaker", "fingerprint"])
+def test_nonsense_in_a_filter_is_no_error(admin_client: Client, name: str, text: str) -> None:
+    dead()
+
+    assert admin_client.get(LIST, {name: text}).status_code == 200
+    assert admin_client.get(reverse("admin:recovery_redrive_plan"), {name: text}).status_code == 200

@@ -1,4 +1,4 @@
-"""The overview begins with what needs a person: breakers that are not closed, a hold, dead letters, stopped redrives."""
+"""The overview begins with what needs a person: breakers not closed, a hold, dead letters, stopped redrives."""
 
 import re
 from collections.abc import Callable
