@@ -60,6 +60,8 @@ admin.site.unregister(Task)
 class OperatedTaskAdmin(TaskAdmin):
     """The pages of tasks, with what an operator can do to one, and those that wait behind a breaker."""
 
+    seen_with = (*TaskAdmin.seen_with, "dead_letter")
+
     def get_list_filter(self, request: HttpRequest) -> tuple[Any, ...]:
         return (*super().get_list_filter(request), breaker_admin.BehindFilter)
 
@@ -82,8 +84,7 @@ class OperatedTaskAdmin(TaskAdmin):
         verbs = steering.possible(task) if request.user.has_perm("scheduling.change_task") else ()
         # Not there before the first result of a task that names it.
         breaker = Breaker.objects.filter(breaker_id=task.circuit_breaker).first() if task.circuit_breaker else None
-        # Whoever has one has ended; most that have ended have none.
-        letter = DeadLetter.objects.filter(task=task).first() if task.status in FINISHED else None
+        letter: DeadLetter | None = getattr(task, "dead_letter", None)
         return {
             "explanation": self._explanation(task),
             "letter": letter,

@@ -98,6 +98,7 @@ class TaskAdmin(KeysetAdmin):
     list_filter = (StatusFilter, ScheduleFilter)
     search_fields = ("task_id",)
     search_help_text = "A task's id, or how ids begin: backup-daily-202603"
+    seen_with: tuple[str, ...] = ("schedule", "gate", "blocked_on", "origin")  # on the page of one
 
     # --- the list -----------------------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class TaskAdmin(KeysetAdmin):
     def _task(self, request: HttpRequest, object_id: str) -> Task:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        rows = Task.objects.select_related("schedule", "gate", "blocked_on", "origin")
+        rows = Task.objects.select_related(*self.seen_with)
         task = rows.filter(pk=int(object_id)).first() if object_id.isdecimal() and len(object_id) < 19 else None
         if task is None:
             raise Http404("No such task; it may have been pruned.")
