@@ -83,7 +83,7 @@ class ChangesForm(ReasonForm):
         super().__init__(data, **{"initial": {"parameters": {}}, **kwargs})
         policies = self.fields["retry_policy"]
         assert isinstance(policies, forms.ChoiceField)
-        names = RetryPolicy.objects.values_list("pk", flat=True)
+        names = RetryPolicy.objects.filter(retired=False).values_list("pk", flat=True)
         policies.choices = [("", self.policy_kept), *((name, name) for name in names)]
 
     def clean(self) -> dict[str, Any]:

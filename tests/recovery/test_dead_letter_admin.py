@@ -18,7 +18,7 @@ from recovery.models import DeadLetter, Intervention
 from recovery.records import By
 from recovery.retries import Changes
 from scheduling.models import Task, TaskStatus
-from tests.factories import NOW, make_attempt, make_dead_letter, make_schedule, make_task
+from tests.factories import NOW, make_attempt, make_dead_letter, make_policy, make_schedule, make_task
 
 pytestmark = pytest.mark.django_db
 
@@ -363,6 +363,7 @@ def test_what_is_refused_says_why(admin_client: Client) -> None:
 
 def test_the_form_begins_with_what_the_task_had(admin_client: Client) -> None:
     letter = dead(parameters={"seconds": 1}, timeout_ms=90_000, retry_policy_id="aggressive")
+    make_policy(name="old", retired=True)
 
     form = admin_client.get(verb(letter, "resubmit")).context["form"]
 
@@ -373,6 +374,7 @@ def test_the_form_begins_with_what_the_task_had(admin_client: Client) -> None:
         "reason": None,
     }
     assert form.fields["retry_policy"].choices[0] == ("", "as it was: aggressive")
+    assert "old" not in dict(form.fields["retry_policy"].choices)
 
 
 @pytest.mark.parametrize(
