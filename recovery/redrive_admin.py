@@ -184,14 +184,15 @@ class RedrivePages(KeysetAdmin):
             "refused": refused,
             "more_refused": older,
             "can_start": job.state == State.STOPPED,
+            "can_stop": job.state == State.RUNNING,
             "can_cancel": job.state in (State.RUNNING, State.STOPPED),
         }
 
     def verb_view(self, request: HttpRequest, operation_id: str, verb: str) -> HttpResponse:
-        """Start a redrive, or cancel it, and return to its page."""
+        """Start a redrive, let it rest or cancel it, and return to its page."""
         if not request.user.has_perm(CHANGE):
             raise PermissionDenied
-        if verb not in ("start", "cancel"):
+        if verb not in ("start", "stop", "cancel"):
             raise Http404("There is no such button")
         job = _redrive(operation_id)
         by, now = words.by(request), database_now()
@@ -204,9 +205,14 @@ class RedrivePages(KeysetAdmin):
             if verb == "start":
                 redrives.start(job.operation_id, by, now=now)
                 self.message_user(request, "It begins within a second. This page follows it; it goes on without it.")
+            elif verb == "stop":
+                redrives.stop(job.operation_id, by, now=now)
+                self.message_user(request, "It rests until somebody lets it go on.")
             else:
                 redrives.cancel(job.operation_id, by, now=now)
-                self.message_user(request, "Stopped. What is done stays done; the other entries are pending as before.")
+                self.message_user(
+                    request, "Cancelled. What is done stays done; the other entries are pending as before."
+                )
         except K1NodeError as error:
             self.message_user(request, words.refusal(job.operation_id, error), messages.WARNING)
         return HttpResponseRedirect(page_of(job))

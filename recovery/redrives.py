@@ -72,6 +72,11 @@ def start(operation_id: str, by: By, *, now: datetime) -> Operation:
     return jobs.start(operation_id, KIND, by.name, now=now)
 
 
+def stop(operation_id: str, by: By, *, now: datetime) -> Operation:
+    """Let it rest until somebody starts it again. Raises JobRefuses."""
+    return jobs.stop(operation_id, KIND, by.name, now=now)
+
+
 def cancel(operation_id: str, by: By, *, now: datetime) -> Operation:
     """End it where it stands; the tasks it has made stay. Raises JobRefuses."""
     return jobs.cancel(operation_id, KIND, by.name, now=now)

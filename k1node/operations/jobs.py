@@ -6,7 +6,7 @@ position: a step that is killed has not happened, and the next clock, on any nod
 
     planned   -> running     start()
     running   -> completed   the last item is dealt with
-    running   -> stopped     an obstacle is in the way, or the first few have not succeeded; start() goes on
+    running   -> stopped     stop(), or an obstacle is in the way, or the first few have not succeeded; start() goes on
     planned, running, stopped -> cancelled   cancel(); what is done stays done
 
 `first` items are done before the rest, which follows when those have succeeded: the job waits in between. What is done
@@ -141,6 +141,19 @@ def start(operation_id: str, kind: str, by: str, *, now: datetime) -> Operation:
     return sql.in_transaction(work)
 
 
+def stop(operation_id: str, kind: str, by: str, *, now: datetime) -> Operation:
+    """Let a running job rest where it stands, until somebody starts it again. Raises JobRefuses."""
+
+    def work() -> Operation:
+        row = _found(operation_id, kind)
+        if row.state != State.RUNNING:
+            raise JobRefuses(f"It is {row.state}")
+        _stop(row, f"Stopped by {by}", by=by, now=now)
+        return row
+
+    return sql.in_transaction(work)
+
+
 def cancel(operation_id: str, kind: str, by: str, *, now: datetime) -> Operation:
     """End a job where it stands. Raises JobRefuses."""
 
@@ -258,10 +271,10 @@ def _perform(row: Operation, kind: Kind, items: Sequence[Item], *, now: datetime
     row.save(update_fields=("done", "refused", "position", "next_at", "said"))
 
 
-def _stop(row: Operation, why: str, *, now: datetime) -> None:
+def _stop(row: Operation, why: str, *, by: str = "", now: datetime) -> None:
     row.state, row.next_at, row.said = State.STOPPED, None, why[:500]
     row.save(update_fields=("state", "next_at", "said"))
-    _publish(row, "stopped", "", now=now)
+    _publish(row, "stopped", by, now=now)
 
 
 def _end(row: Operation, state: Operation.State, why: str, *, now: datetime) -> None:

@@ -36,12 +36,20 @@ LOCATION = OpenApiParameter(
 
 
 class RedriveViewSet(ApiViewSet):
-    required_scopes = {"list_redrives": READ, "get": READ, "create": WRITE, "start": WRITE, "cancel": WRITE}
+    required_scopes = {
+        "list_redrives": READ,
+        "get": READ,
+        "create": WRITE,
+        "start": WRITE,
+        "stop": WRITE,
+        "cancel": WRITE,
+    }
     operation_ids = {
         "list_redrives": "listRedrives",
         "get": "getRedrive",
         "create": "planRedrive",
         "start": "startRedrive",
+        "stop": "stopRedrive",
         "cancel": "cancelRedrive",
     }
     tags = ("Error Recovery",)
@@ -96,6 +104,12 @@ class RedriveViewSet(ApiViewSet):
     def start(self, request: Request, redrive_id: str) -> Response:
         """Start a redrive, or go on after it has stopped"""
         job = redrives.start(redrive_id, self._by(), now=database_now())
+        return accepted(RedriveOutput(job).data, location=_address(job))
+
+    @extend_schema(request=InterventionInput, responses={202: OpenApiResponse(RedriveOutput, "It rests")})
+    def stop(self, request: Request, redrive_id: str) -> Response:
+        """Let a redrive rest until it is started again"""
+        job = redrives.stop(redrive_id, self._by(), now=database_now())
         return accepted(RedriveOutput(job).data, location=_address(job))
 
     @extend_schema(request=InterventionInput, responses={202: OpenApiResponse(RedriveOutput, "It has ended")})

@@ -49,6 +49,7 @@ urlpatterns = [
     path("queue/dlq/redrives", redrives({"get": "list_redrives", "post": "create"}), name="redrives"),
     path("queue/dlq/redrives/<str:redrive_id>", redrives({"get": "get"}), name="redrive"),
     path("queue/dlq/redrives/<str:redrive_id>/start", redrives({"post": "start"}), name="redrive-start"),
+    path("queue/dlq/redrives/<str:redrive_id>/stop", redrives({"post": "stop"}), name="redrive-stop"),
     path("queue/dlq/redrives/<str:redrive_id>/cancel", redrives({"post": "cancel"}), name="redrive-cancel"),
     path(
         "queue/dlq/redrives/<str:redrive_id>/entries", redrive_entries({"get": "list_entries"}), name="redrive-entries"

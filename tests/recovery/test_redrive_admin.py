@@ -395,7 +395,7 @@ def test_a_running_one_keeps_itself_up_to_date_with_a_script_and_without(admin_c
     assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in page
     assert '<script type="module" src="/static/k1/refresh.js"></script>' in page
     assert re.findall(r"<script(?![^>]*\ssrc=)[^>]*>|<style|\sstyle=|\son[a-z]+=|javascript:", page) == []
-    assert buttons(running) == ["cancel"]
+    assert buttons(running) == ["stop", "cancel"]
     live = re.findall(r'<\w+ id="(\w+)"[^>]* data-live|<\w+ class="k1-second" id="(\w+)" data-live', page)
     assert {first or second for first, second in live} == {
         "verbs",

@@ -260,6 +260,24 @@ def test_with_an_open_breaker_they_wait_behind_it_if_that_is_wanted() -> None:
     assert {task.status for task in made()} == {"blocked"}
 
 
+def test_stopped_it_rests_until_somebody_lets_it_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "AT_ONCE", 2)
+    dead(5)
+    job = started()
+    tend()
+
+    redrives.stop(job.operation_id, ANA, now=NOW)
+    tend(times=3)
+    rested = told(job), job.said
+    with pytest.raises(JobRefuses):
+        redrives.stop(job.operation_id, ANA, now=NOW)
+    redrives.start(job.operation_id, ANA, now=NOW)
+    tend(times=3)
+
+    assert rested == (("stopped", 2, 0, 5), "Stopped by ana")
+    assert told(job) == ("completed", 5, 0, 5)
+
+
 def test_cancelled_it_goes_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "AT_ONCE", 2)
     dead(5)
@@ -433,10 +451,12 @@ def test_started_at_once_and_cancelled(client: APIClient) -> None:
     dead(2)
 
     begun = post(client, "", {"filter": {}, "per_second": 1, "start": True, "reason": "mended"})
+    rested = post(client, f"/{begun.json()['redrive_id']}/stop")
     ended = post(client, f"/{begun.json()['redrive_id']}/cancel")
     again = post(client, f"/{begun.json()['redrive_id']}/start")
 
     assert (begun.status_code, begun.json()["state"], begun.json()["reason"]) == (202, "running", "mended")
+    assert (rested.status_code, rested.json()["state"]) == (202, "stopped")
     assert (ended.status_code, ended.json()["state"], ended.json()["said"]) == (202, "cancelled", "Cancelled by test")
     assert again.status_code == 409
     listed = client.get(REDRIVES).json()
@@ -464,7 +484,7 @@ def test_a_wrong_plan_is_named(client: APIClient, body: dict[str, Any], field: s
     assert response.json()["error"]["details"][0]["field"] == field
 
 
-@pytest.mark.parametrize("verb", ["start", "cancel"])
+@pytest.mark.parametrize("verb", ["start", "stop", "cancel"])
 def test_a_verb_is_posted_and_nothing_else(client: APIClient, verb: str) -> None:
     dead(1)
     address = post(client, "", {"filter": {}})["Location"]
