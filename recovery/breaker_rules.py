@@ -86,17 +86,18 @@ class Circuit:
 
 def record(circuit: Circuit, calls: Sequence[Call], figures: Figures, *, now: datetime) -> Circuit:
     """Return the circuit after these results, in their order."""
+    window = circuit.window  # ahead of the circuit's while that is closed: this is done for every call there is
     for call in calls:
         if call.generation != circuit.generation:
             continue
         if circuit.state is State.CLOSED:
-            window = (circuit.window + (OK if call.ok else FAILED))[-figures.window_size :]
-            circuit = replace(circuit, window=window)
-            if circuit.pin is Pin.NONE and _is_failing(circuit, figures):
-                circuit = _opened(circuit, figures, now=now)
+            window = (window + (OK if call.ok else FAILED))[-figures.window_size :]
+            if circuit.pin is Pin.NONE and _is_failing(window, figures):
+                circuit = _opened(replace(circuit, window=window), figures, now=now)
         elif circuit.state is State.HALF_OPEN:
             circuit = _probed(circuit, figures, now=now) if call.ok else _opened(circuit, figures, now=now)
-    return circuit
+            window = circuit.window
+    return circuit if window == circuit.window else replace(circuit, window=window)
 
 
 def due(circuit: Circuit, *, probes: int, now: datetime) -> Circuit:
@@ -150,11 +151,11 @@ def ramp(step: int) -> int:
     return min(RAMP_MOST, RAMP_FIRST << min(step, 20))
 
 
-def _is_failing(circuit: Circuit, figures: Figures) -> bool:
-    calls = len(circuit.window)
+def _is_failing(window: str, figures: Figures) -> bool:
+    calls = len(window)
     # A window smaller than min_calls would never open.
     return calls >= min(figures.min_calls, figures.window_size) and (
-        circuit.failures * 100 >= figures.failure_percent * calls
+        window.count(FAILED) * 100 >= figures.failure_percent * calls
     )
 
 

@@ -36,6 +36,7 @@ STATUS_AFTER = {
     Action.CANCEL: TaskStatus.CANCELLED.value,
     Action.SKIP: TaskStatus.SKIPPED.value,
 }
+AT_ONCE = TaskStatus.QUEUED.value
 ACTIONS = {action: action.value for action in Action}
 KINDS = {kind: kind.value for kind in OutcomeKind}
 EVENT_AFTER = {
@@ -115,6 +116,8 @@ def _rows(claim: Claim, outcome: Outcome, decision: Decision) -> Rows:
     due_at = sql.stored(decision.due_at)
     ran = action is not Action.AGAIN
     status = STATUS_AFTER[action]
+    if action is Action.RETRY and decision.due_at is not None and decision.due_at <= outcome.finished_at:
+        status = AT_ONCE  # without a wait it has no need of the stager
     task = (
         status,
         spent,

@@ -15,7 +15,7 @@ def settle(effort: Effort) -> Iterator[Figure]:
 
     Both are Python handlers that do nothing, drained by two workers; the first side runs a tenth more attempts.
     """
-    count = effort.pick(20_000, 10_000)
+    count = effort.pick(40_000, 20_000)
 
     def drained(handler: str, breaker: str, policy: str) -> float:
         with node.node(workers=WORKERS) as running:

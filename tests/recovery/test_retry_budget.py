@@ -72,7 +72,11 @@ def settle(kind: OutcomeKind) -> None:
 
 
 def waits() -> list[float]:
-    dues = Task.objects.filter(status="scheduled").order_by("due_at").values_list("due_at", flat=True)
+    dues = (
+        Task.objects.filter(status__in=("queued", "scheduled"), attempt=1)
+        .order_by("due_at")
+        .values_list("due_at", flat=True)
+    )
     return [(due_at - NOW).total_seconds() for due_at in dues]
 
 

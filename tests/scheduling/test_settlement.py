@@ -80,6 +80,17 @@ def test_a_retry_waits_for_its_time_and_counts_as_an_attempt() -> None:
     assert (counter.attempts, counter.retries, counter.completed, counter.failed) == (1, 1, 0, 0)
 
 
+def test_a_retry_without_a_wait_is_queued_at_once() -> None:
+    task = make_task()
+    (claim,) = take()
+
+    settle(Settlement(claim, ran(OutcomeKind.FAILED, 3, "no"), retry_at(END)))
+
+    task.refresh_from_db()
+    assert (task.status, task.due_at, task.attempt) == (TaskStatus.QUEUED, END, 1)
+    assert Event.objects.get().data["status"] == "queued"
+
+
 def test_counters_add_up_over_settlements_of_one_minute() -> None:
     make_task()
     make_task(attempt=2)
