@@ -190,6 +190,7 @@ def record(settlements: Sequence[Settlement], *, now: datetime) -> list[Settleme
         budget = retry_budget.earned(_budget_of(row), len(calls[row.breaker_id]))
         for place in retries.get(row.breaker_id, ()):
             budget = _put_off(told, place, budget)
+        budget = retry_budget.saved(budget)
         spent = {"retry_credit": budget.credit, "retry_free_at": budget.free_at}
         _store(row, to, _why(circuit_of(row), to), now=now, also=spent)
     return told

@@ -26,7 +26,13 @@ class Budget:
 
 
 def earned(budget: Budget, calls: int) -> Budget:
-    return Budget(min(CALLS * MOST, budget.credit + calls), budget.free_at)
+    """Return the budget after so many calls; those of one bundle may pay for its own retries before any is lost."""
+    return Budget(budget.credit + calls, budget.free_at)
+
+
+def saved(budget: Budget) -> Budget:
+    """Return what of the budget is kept when a settlement is over."""
+    return Budget(min(CALLS * MOST, budget.credit), budget.free_at)
 
 
 def spent(budget: Budget, due_at: datetime) -> tuple[Budget, datetime]:

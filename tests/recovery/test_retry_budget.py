@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recovery import breakers, supervision
 from recovery.models import Breaker
 from recovery.records import By
-from recovery.retry_budget import CALLS, FLOOR, MOST, Budget, earned, spent
+from recovery.retry_budget import CALLS, FLOOR, MOST, Budget, earned, saved, spent
 from scheduling import claims
 from scheduling.models import Attempt, Task
 from scheduling.outcomes import Outcome, OutcomeKind
@@ -50,6 +50,7 @@ def test_no_more_than_the_share_and_the_floor_however_they_come(turns: list[tupl
                 at_once += 1
             else:
                 put_off.append(due_at)
+        budget = saved(budget)
 
     assert at_once <= MOST + calls / CALLS
     assert all(after - before >= FLOOR for before, after in zip(put_off, put_off[1:], strict=False))
@@ -87,9 +88,28 @@ def test_retries_of_what_fails_beyond_the_share_are_put_off_and_none_is_lost() -
 
     fail(15)
 
-    assert waits() == [0] * 10 + [0, 1, 2, 3, 4]
+    # Ten saved up, three that the fifteen calls have earned, and two in their turn.
+    assert waits() == [0] * 13 + [0, 1]
     assert set(Task.objects.values_list("attempt", flat=True)) == {1}
-    assert Attempt.objects.filter(retry_at=NOW + 4 * SECOND).count() == 1
+    assert Attempt.objects.filter(retry_at=NOW + SECOND).count() == 1
+
+
+@pytest.mark.django_db
+def test_a_bundle_in_which_one_call_in_ten_fails_pays_for_all_its_retries() -> None:
+    make_policy(name="at-once", first_wait_ms=0, jitter="none")
+    policies = supervision.Policies()
+    for _ in range(3):
+        for _ in range(200):
+            make_task(circuit_breaker="api", retry_policy_id="at-once")
+        with transaction.atomic():
+            held = claims.claim(owner="me", now=NOW, window=200, choose=len)
+            kinds = [OutcomeKind.FAILED if place % 10 == 0 else OutcomeKind.COMPLETED for place in range(200)]
+            ends = [Outcome(kind, NOW, NOW, 1, 1) for kind in kinds]
+            done = [supervision.conclude(claim, end, policies) for claim, end in zip(held, ends, strict=True)]
+            supervision.settle(done, worker="w", shard=0, now=NOW)
+        Task.objects.filter(status="queued").update(status="skipped")
+
+    assert not Task.objects.filter(due_at__gt=NOW).exists()
 
 
 @pytest.mark.django_db
