@@ -12,7 +12,6 @@ from k1node.lib import admin_display as display
 from k1node.lib.errors import K1NodeError
 from k1node.operations.models import Operation
 from recovery import breaker_rules as rules
-from recovery import breakers
 from recovery.breaker_rules import Pin, State
 from recovery.models import Breaker, DeadLetter, Intervention
 from recovery.records import By
@@ -143,6 +142,6 @@ def held(row: Breaker) -> str:
     return display.two_lines(f"{row.pinned_by}, {row.pin}", f"{until}{why}")
 
 
-def count(number: int) -> str:
-    """Return a number of tasks, or of dead letters, as far as they are counted: `41`, `10,000+`."""
-    return f"{number:,}" if number <= breakers.COUNT_MOST else f"{breakers.COUNT_MOST:,}+"
+def count(number: int, most: int) -> str:
+    """Return a number that was counted to one more than `most`: `41`, `10,000+`."""
+    return f"{number:,}" if number <= most else f"{most:,}+"

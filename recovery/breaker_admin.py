@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_http_methods, require_POST
 
 from k1node.lib import admin_display as display
-from k1node.lib.admin_base import OPERATE
+from k1node.lib.admin_base import OPERATE, key_in
 from k1node.lib.admin_paging import Keyset, KeysetAdmin, TextFilter
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import K1NodeError
@@ -115,7 +115,7 @@ class BreakerAdmin(KeysetAdmin):
     failed = display.column("failed calls", words.failures)
     since = display.moment_column("changed_at", "since")
     next_probe = display.column("next probe", lambda row: words.next_probe(row, row.seen_at))
-    waiting = display.column("waiting", lambda row: words.count(row.waiting))
+    waiting = display.column("waiting", lambda row: words.count(row.waiting, breakers.COUNT_MOST))
     schedules = display.column("schedules", lambda row: f"{row.using:,}")
     held = display.column("held by", words.held)
 
@@ -141,7 +141,7 @@ class BreakerAdmin(KeysetAdmin):
         """Show a breaker, what it affects, what was done to it, and the verbs."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        row = _row(int(object_id)) if object_id.isdecimal() and len(object_id) < 19 else None
+        row = _row(key_in(object_id))
         if row is None:
             raise Http404("No such breaker; it may have been deleted.")
         return self._page(request, row, SettingsForm(row))
@@ -166,10 +166,10 @@ class BreakerAdmin(KeysetAdmin):
             "next_probe": words.next_probe(row, now),
             "held": words.held(row) if row.pin else "",
             "waiting": waiting,
-            "waiting_text": words.count(waiting),
+            "waiting_text": words.count(waiting, breakers.COUNT_MOST),
             "tasks": tasks_behind,
             "dead": dead,
-            "dead_text": words.count(dead),
+            "dead_text": words.count(dead, dead_letters.COUNT_MOST),
             "dead_letters": display.list_of(DeadLetter, breaker=row.breaker_id),
             "redrive": plan_address({"breaker": row.breaker_id}) if dead and request.user.has_perm(CHANGE) else "",
             "all_waiting": display.list_of(Task, behind=row.breaker_id),
@@ -226,7 +226,7 @@ class BreakerAdmin(KeysetAdmin):
             "button": f"Force {PINNED[verb][1]}",
             "badge": words.state_badge(row),
             "waiting": waiting,
-            "waiting_text": words.count(waiting),
+            "waiting_text": words.count(waiting, breakers.COUNT_MOST),
             "back": display.page_of(row),
         }
         return TemplateResponse(request, "admin/recovery/breaker/pin.html", context)

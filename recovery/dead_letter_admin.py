@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_http_methods, require_POST
 
 from k1node.lib import admin_display as display
-from k1node.lib.admin_base import OPERATE
+from k1node.lib.admin_base import OPERATE, key_in
 from k1node.lib.admin_paging import WINDOW, Keyset
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import InvalidRequest, K1NodeError
@@ -188,7 +188,7 @@ class DeadLetterAdmin(RedrivePages):
         """Show an entry: what failed, what was tried, what was done about it, and the verbs."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        row = _letter(int(object_id) if object_id.isdecimal() and len(object_id) < 19 else 0)
+        row = _letter(key_in(object_id))
         task = row.task
         interventions = Intervention.objects.filter(task=task).order_by("-pk")[:MOST_INTERVENTIONS]
         changed: dict[str, Any] = row.changes.get("parameters") or {}
@@ -340,7 +340,7 @@ def _letter(pk: int) -> DeadLetter:
 
 def _letters(ids: str) -> list[DeadLetter]:
     """Return the entries whose keys an address names, with their tasks; Http404 unless it names some that are there."""
-    pks = {int(text) for text in ids.split(",") if text.isdecimal() and len(text) < 19}
+    pks = {pk for text in ids.split(",") if (pk := key_in(text))}
     rows = list(DeadLetter.objects.select_related("task").filter(pk__in=pks).order_by("pk")[: MOST_SELECTED + 1])
     if not 0 < len(rows) <= MOST_SELECTED:
         raise Http404("These dead letters are not there; they may have been pruned.")

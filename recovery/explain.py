@@ -11,6 +11,7 @@ from typing import Any
 
 from django.db import connection
 
+from k1node.lib.admin_display import exact
 from k1node.lib.clock_time import since
 from recovery import breakers, holds
 from recovery.breaker_rules import FAILED, Pin, State
@@ -84,7 +85,7 @@ def _paused(task: Task, now: datetime) -> Explanation:
     why = f": {row.reason}" if row and row.reason else ""
     if until is None:
         return Explanation("paused", f"It was paused{who}{why}. It goes on when somebody resumes it.", facts)
-    end = f" until {until:%Y-%m-%d %H:%M:%S} UTC"
+    end = f" until {exact(until)}"
     ends = "It goes on by itself then" if until > now else "That is over; the clock resumes it within a second"
     return Explanation("paused", f"It was paused{who}{end}{why}. {ends}.", facts)
 
@@ -94,9 +95,10 @@ def _not_due(task: Task, now: datetime) -> Explanation:
     if task.due_at <= now:
         return Explanation("not_due", "It is due now; the clock moves it to the queue within a second.", facts)
     if task.attempt:
-        text = f"Attempt {task.attempt} failed ({task.last_error or 'no message'}); it is tried again at its due time."
+        failed = f"Attempt {task.attempt} failed ({task.last_error or 'no message'})"
+        text = f"{failed}; it is tried again at {exact(task.due_at)}."
         return Explanation("backoff", text, {**facts, "attempt": task.attempt})
-    return Explanation("not_due", "It is not due yet.", facts)
+    return Explanation("not_due", f"It is due at {exact(task.due_at)}.", facts)
 
 
 def _blocked(task: Task) -> Explanation:
@@ -126,12 +128,14 @@ def _at_breaker(row: Breaker) -> Explanation:
     if row.pin == Pin.OPEN:
         facts |= {"until": row.pinned_until, "by": row.pinned_by}
         why = f": {row.pin_reason}" if row.pin_reason else ""
-        until = "" if row.pinned_until else " Somebody must reset it."
+        until = f" It probes at {exact(row.pinned_until)}." if row.pinned_until else " Somebody must reset it."
         return Explanation("breaker_open", f"{name} is held open by {row.pinned_by}{why}.{until}", facts)
     if row.state == State.OPEN:
         facts["until"] = row.open_until
         failed = f"{row.window.count(FAILED)} of the last {len(row.window)} calls failed"
-        text = f"{name} is open: {failed}. A few tasks try again when its time is over; no attempt is spent meanwhile."
+        text = (
+            f"{name} is open until {exact(row.open_until)}: {failed}. A few tasks try then; no attempt is spent before."
+        )
         return Explanation("breaker_open", text, facts)
     if row.state == State.HALF_OPEN:
         text = f"{name} is half-open: a few tasks try, and it waits for what comes of them."
@@ -144,7 +148,7 @@ def _stopped(task: Task) -> Explanation | None:
     if hold := holds.current():
         facts = {"since": hold.since, "until": hold.until, "by": hold.created_by}
         why = f": {hold.reason}" if hold.reason else ""
-        until = "" if hold.until else " Somebody must release it."
+        until = f" It ends at {exact(hold.until)}." if hold.until else " Somebody must release it."
         return Explanation("held", f"Nothing starts: everything is held by {hold.created_by}{why}.{until}", facts)
     if not task.circuit_breaker:
         return None

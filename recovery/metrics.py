@@ -13,6 +13,7 @@ from typing import Any
 from django.db import connection
 
 from k1node.lib import sql
+from scheduling.policies import BUILT_IN
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,6 @@ INTERVALS = {
     "7d": Interval("7d", timedelta(days=7), timedelta(hours=1), by_hours=True),
 }
 DEFAULT_INTERVAL = "24h"
-# Always told, even where they did nothing.
-KNOWN_POLICIES = ("standard", "aggressive", "conservative")
 SUMMED = ("completed", "completed_after_retry", "failed", "failed_after_retry", "finished_attempts")
 COURSE = ("attempts", "successes")
 
@@ -53,7 +52,7 @@ def retry_stats(interval: str, policy: str | None, *, now: datetime) -> dict[str
     by_policy, course = _counted(chosen, policy, start)
     total = {name: sum(row[name] for row in by_policy.values()) for name in SUMMED}
     finished = total["completed"] + total["failed"]
-    named = [policy] if policy is not None else [*KNOWN_POLICIES, *sorted(set(by_policy) - set(KNOWN_POLICIES))]
+    named = [policy] if policy is not None else [*BUILT_IN, *sorted(set(by_policy) - set(BUILT_IN))]
     return {
         "timestamp": now,
         "interval": interval,

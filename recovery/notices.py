@@ -38,7 +38,6 @@ from recovery import notice_rules as rules
 from recovery.models import FailingSchedule, NoticeMail, NoticeReader, NoticeRule
 from recovery.notice_rules import EVENTS, Kind
 from scheduling.models import Task
-from scheduling.tasks import OWN_BREAKER
 
 READER = 1
 LEASE = timedelta(seconds=30)
@@ -255,8 +254,7 @@ def _wants(rule: NoticeRule, notice: Notice) -> bool:
         return notice.schedule == rule.schedule_id
     if rule.schedule is None:  # deleted
         return False
-    own = rule.schedule.task_id if rule.schedule.circuit_breaker == OWN_BREAKER else rule.schedule.circuit_breaker
-    return notice.subject == own
+    return notice.subject == rule.schedule.breaker_name
 
 
 def _add(mail: NoticeMail, notice: Notice) -> None:

@@ -85,7 +85,7 @@ class RedrivePages(KeysetAdmin):
             "form": form,
             "chosen": [(NAMES.get(CHOICES[name], name), value) for name, value in chosen.items()],
             "count": count,
-            "count_text": words.count(count),
+            "count_text": words.count(count, dead_letters.COUNT_MOST),
             "sample": [(row, display.as_json(row.task.parameters)) for row in sample],
             "back": display.list_of(DeadLetter, **chosen),
         }

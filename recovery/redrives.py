@@ -15,7 +15,7 @@ from django.db import connection
 
 from k1node.lib.errors import Conflict, FieldInvalid
 from k1node.operations import jobs
-from k1node.operations.jobs import Answer, Kind, Pace, Verdict
+from k1node.operations.jobs import AT_FULL_SPEED, Answer, Kind, Pace, Verdict
 from k1node.operations.models import Item, Operation
 from recovery import dead_letters, retries
 from recovery.breaker_rules import State
@@ -39,7 +39,7 @@ def plan(
     changes: Changes,
     by: By,
     *,
-    pace: Pace = Pace(),  # noqa: B008  (frozen)
+    pace: Pace = AT_FULL_SPEED,
     stop_when_open: bool = True,
     now: datetime,
 ) -> tuple[Operation, bool]:

@@ -17,6 +17,11 @@ SET_UP = "Set up"
 SECTIONS = (OPERATE, RECORDS, SET_UP)
 
 
+def key_in(text: str) -> int:
+    """Return the primary key that an address names, 0 (which no row has) for text that is none."""
+    return int(text) if text.isdecimal() and len(text) < 19 else 0
+
+
 class ConsoleAdmin(ModelAdmin):
     """`section` and `place` say where the menu has it (no section: not in the menu), `summary` what its rows are.
 

@@ -85,6 +85,9 @@ class Pace:
     first: int = 0
 
 
+AT_FULL_SPEED = Pace()
+
+
 def plan(
     kind: str,
     subjects: Sequence[int],

@@ -108,7 +108,7 @@ def _breakers(now: datetime) -> dict[str, Any]:
             row,
             words.state_badge(row),
             counts.get(row.pk, 0),
-            words.count(counts.get(row.pk, 0)),
+            words.count(counts.get(row.pk, 0), breakers.COUNT_MOST),
             words.next_probe_in_line(row, now),
         )
         for row in shown

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from k1node.lib import admin_display as display
-from k1node.lib.admin_base import OPERATE
+from k1node.lib.admin_base import OPERATE, key_in
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
 from scheduling import queries
 from scheduling.admin import figures, logs
@@ -74,7 +74,7 @@ def schedule_number(text: str) -> int:
     found = Schedule.objects.filter(task_id=text).values_list("pk", flat=True).first()
     if found is not None:
         return found
-    return int(text) if text.isdecimal() and len(text) < 19 else 0
+    return key_in(text)
 
 
 @admin.register(Task)
@@ -230,8 +230,7 @@ class TaskAdmin(KeysetAdmin):
     def _task(self, request: HttpRequest, object_id: str) -> Task:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        rows = Task.objects.select_related(*self.seen_with)
-        task = rows.filter(pk=int(object_id)).first() if object_id.isdecimal() and len(object_id) < 19 else None
+        task = Task.objects.select_related(*self.seen_with).filter(pk=key_in(object_id)).first()
         if task is None:
             raise Http404("No such task; it may have been pruned.")
         return task

@@ -59,7 +59,7 @@ def why(task: Task) -> tuple[str, str]:
             "ending",
             "It is being ended: Cancelled by ana.",
         ),
-        ({"status": "scheduled", "due_at": NOW + MINUTE}, "not_due", "It is not due yet."),
+        ({"status": "scheduled", "due_at": NOW + MINUTE}, "not_due", "It is due at 2026-03-04 05:07:07 UTC."),
         (
             {"status": "scheduled", "due_at": NOW},
             "not_due",
@@ -68,7 +68,7 @@ def why(task: Task) -> tuple[str, str]:
         (
             {"status": "scheduled", "due_at": NOW + MINUTE, "attempt": 2, "last_error": "no disk"},
             "backoff",
-            "Attempt 2 failed (no disk); it is tried again at its due time.",
+            "Attempt 2 failed (no disk); it is tried again at 2026-03-04 05:07:07 UTC.",
         ),
         ({"status": "queued"}, "no_node", "No node is up: no clock has reported within 15 seconds."),
     ],
@@ -210,7 +210,7 @@ def test_the_endpoint_tells_it(
             "task_id": "job",
             "status": "scheduled",
             "reason": "not_due",
-            "message": "It is not due yet.",
+            "message": "It is due at 2026-03-04 05:07:07 UTC.",
             "facts": {"until": "2026-03-04T05:07:07.890+00:00"},
             "timestamp": "2026-03-04T05:06:07.890+00:00",
         },
@@ -254,6 +254,9 @@ def test_the_page_of_a_task_says_it(admin_client: Client) -> None:
 # --- breakers and the hold --------------------------------------------------------------------------------------
 
 
+OPEN_UNTIL = "is open until 2026-03-04 05:06:07 UTC: 4 of the last 5 calls failed. A few tasks try then;"
+
+
 def behind_a_breaker(**fields: Any) -> Task:
     breakers.create("api", {}, ANA, now=NOW)
     Breaker.objects.update(**fields)
@@ -264,7 +267,7 @@ def behind_a_breaker(**fields: Any) -> Task:
     ("fields", "reason", "part", "until"),
     [
         pytest.param(
-            {"state": "OPEN", "window": "sffff", "open_until": NOW}, "breaker_open", "4 of the last 5", NOW, id="open"
+            {"state": "OPEN", "window": "sffff", "open_until": NOW}, "breaker_open", OPEN_UNTIL, NOW, id="open"
         ),
         pytest.param(
             {"state": "OPEN", "pin": "open", "pinned_by": "ben", "pin_reason": "moving house"},
@@ -272,6 +275,13 @@ def behind_a_breaker(**fields: Any) -> Task:
             "held open by ben: moving house. Somebody must reset it.",
             None,
             id="held open",
+        ),
+        pytest.param(
+            {"state": "OPEN", "pin": "open", "pinned_by": "ben", "pinned_until": NOW},
+            "breaker_open",
+            "held open by ben. It probes at 2026-03-04 05:06:07 UTC.",
+            NOW,
+            id="held open until",
         ),
         pytest.param({"state": "HALF-OPEN"}, "breaker_half_open", "a few tasks try", None, id="half-open"),
         pytest.param({}, "breaker_closing", "little by little", None, id="closing"),

@@ -16,7 +16,7 @@ from django.utils import timezone
 from k1node.clock import KINDS
 from k1node.operations import jobs
 from k1node.operations.models import Operation
-from recovery import breakers, dead_letters, redrive_admin, redrives
+from recovery import dead_letters, redrive_admin, redrives
 from recovery.dead_letters import Wanted
 from recovery.models import DeadLetter
 from recovery.records import By
@@ -128,7 +128,7 @@ def test_a_look_says_how_many_match_and_writes_nothing(admin_client: Client) -> 
 
 
 def test_entries_are_counted_so_far(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breakers, "COUNT_MOST", 2)
+    monkeypatch.setattr(dead_letters, "COUNT_MOST", 2)
     dead(4)
 
     assert "Resubmit 2+ dead letters" in text_of(admin_client.get(PLAN))
