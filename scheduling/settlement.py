@@ -238,18 +238,33 @@ def _keep_paused(untils: Mapping[int, datetime | None], *, now: datetime) -> Non
 
 
 def _write_output(settled: Sequence[Settlement]) -> None:
-    for s in settled:
-        if s.chunks and s.outcome.output is not None:
-            store_output(s.claim, s.chunks, s.outcome.output.total)
+    """Store what is not stored yet of the outputs of a whole bundle: failed Python handlers all leave a traceback."""
+    written = [s for s in settled if s.chunks and s.outcome.output is not None]
+    _insert_chunks([(s.claim, s.chunks) for s in written])
+    for s in written:
+        if s.outcome.output is not None:
+            _drop_middle(s.claim, s.outcome.output.total)
 
 
 def store_output(claim: Claim, chunks: Sequence[Chunk], total: int) -> None:
     """Append chunks of a run that has written `total` bytes so far, and drop what has fallen out of its tail."""
+    _insert_chunks([(claim, chunks)])
+    _drop_middle(claim, total)
+
+
+def _insert_chunks(written: Sequence[tuple[Claim, Sequence[Chunk]]]) -> None:
     sql.insert_many(
         "scheduling_outputchunk",
         CHUNK_COLUMNS,
-        [(claim.id, claim.fence, chunk.position, chunk.stream, chunk.data) for chunk in chunks],
+        [
+            (claim.id, claim.fence, chunk.position, chunk.stream, chunk.data)
+            for claim, chunks in written
+            for chunk in chunks
+        ],
     )
+
+
+def _drop_middle(claim: Claim, total: int) -> None:
     cut_before = total - TAIL_BYTES
     if cut_before > HEAD_BYTES:
         length = "octet_length(data)" if connection.vendor == "postgresql" else "length(data)"

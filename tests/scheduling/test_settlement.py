@@ -256,6 +256,26 @@ def test_a_retry_keeps_its_place_behind_the_gate() -> None:
     assert (gate.in_flight, gate.waiting) == (1, 1)
 
 
+def test_the_number_of_statements_does_not_grow_with_those_that_fail_and_say_why() -> None:
+    for _ in range(60):
+        make_task()
+    bundle = take(60)
+
+    def failed(claim: Claim) -> Settlement:
+        output = BoundedOutput()
+        output.write(STDERR, b"Traceback")
+        outcome = Outcome(OutcomeKind.FAILED, NOW, END, 1, 1, "no", output=output)
+        return Settlement(claim, outcome, retry_at(END), tuple(output.take()))
+
+    with CaptureQueriesContext(connection) as small:
+        settle(*map(failed, bundle[:10]))
+    with CaptureQueriesContext(connection) as large:
+        settle(*map(failed, bundle[10:]))
+
+    assert len(large) == len(small) <= 10
+    assert OutputChunk.objects.count() == 60
+
+
 def test_the_number_of_statements_does_not_grow_with_the_bundle() -> None:
     for _ in range(60):
         make_task()
