@@ -22,6 +22,10 @@ $(VENV)/.dev: requirements-dev.txt | $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
 
+$(VENV)/.contract: requirements-contract.txt | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-contract.txt
+	touch $@
+
 run: setup
 	@exec $(BIN)/python manage.py up
 
@@ -50,10 +54,11 @@ format: dev
 bench: dev
 	$(BIN)/python -m bench
 
-# Rewrites the two lock files from pyproject.toml (needs uv: pip install uv).
+# Rewrites the three lock files from pyproject.toml (needs uv: pip install uv).
 lock:
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -o requirements.txt
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -c requirements.txt -o requirements-dev.txt
+	uv pip compile pyproject.toml --extra dev --extra contract --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q -c requirements-dev.txt -o requirements-contract.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -206,6 +206,8 @@ SECURE_REDIRECT_EXEMPT = [r"^api/", r"^healthz$", r"^readyz$"]
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
 SECURE_HSTS_PRELOAD = HTTPS
+# Proxies in front that append to X-Forwarded-For; the client's address is read from behind them. 0: from no header.
+K1NODE_TRUSTED_PROXIES = env_int("K1NODE_TRUSTED_PROXIES", 0, low=0, high=10)
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True
@@ -222,7 +224,7 @@ WHITENOISE_AUTOREFRESH = False
 # --- API --------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "k1node.access.authentication.ApiKeyAuthentication",
+        "k1node.access.authentication.BearerAuthentication",
         "k1node.access.authentication.OperatorSessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["k1node.access.permissions.HasScopes"],

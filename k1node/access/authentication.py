@@ -15,6 +15,7 @@ from rest_framework.request import Request
 from k1node.access import keys, task_tokens
 from k1node.access.principal import Principal
 from k1node.access.scopes import ADMIN
+from k1node.lib import origin
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ REFUSED = "The credential is not valid (any more)"
 Recognised = tuple[Principal, object]
 
 
-class ApiKeyAuthentication(BaseAuthentication):
+class BearerAuthentication(BaseAuthentication):
     """`Authorization: Bearer …` with an API key (`sk-…`) or the token of a running task (`kt-…`)."""
 
     def authenticate(self, request: Request) -> Recognised | None:
@@ -87,7 +88,7 @@ class OperatorSessionAuthentication(BaseAuthentication):
         check.process_request(request._request)
         reason = check.process_view(request._request, _unused, (), {})
         if reason:
-            logger.warning("CSRF check failed", extra={"reason": str(reason), "remote": _remote(request)})
+            logger.warning("CSRF check failed", extra={"reason": str(reason), "remote": _remote()})
             raise PermissionDenied("The CSRF token is missing or wrong")
 
 
@@ -110,10 +111,11 @@ def _refusal(request: Request, reason: str) -> AuthenticationFailed:
     """Return the error to raise; the log learns why, the caller does not."""
     logger.warning(
         "Authentication failed",
-        extra={"reason": reason, "method": request.method, "path": request.path, "remote": _remote(request)},
+        extra={"reason": reason, "method": request.method, "path": request.path, "remote": _remote()},
     )
     return AuthenticationFailed(REFUSED)
 
 
-def _remote(request: Request) -> str:
-    return str(request.META.get("REMOTE_ADDR", ""))
+def _remote() -> str:
+    asked_from = origin.current()
+    return asked_from.address if asked_from else origin.UNKNOWN

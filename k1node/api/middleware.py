@@ -5,13 +5,14 @@ import re
 import time
 from collections.abc import Callable
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.http.response import HttpResponseBase
 from django.utils.encoding import escape_uri_path
 
 from k1node.access.principal import Principal
 from k1node.api.errors import is_api, json_error
-from k1node.lib import logs
+from k1node.lib import logs, origin
 from k1node.lib.ids import prefixed
 
 logger = logging.getLogger(__name__)
@@ -36,25 +37,30 @@ class RequestIdMiddleware:
         identity = request_id_from(request.headers.get(HEADER))
         request.request_id = identity  # type: ignore[attr-defined]
         token = logs.request_id.set(identity)
+        address = origin.client_address(request, settings.K1NODE_TRUSTED_PROXIES)
         try:
-            response = self._refusal(request) or self.get_response(request)
-            response[HEADER] = identity
-            if is_api(request.path_info):
-                # Answers depend on who asks: no cache on the way may keep one.
-                response.headers.setdefault("Cache-Control", "no-store")
-                logger.info(
-                    "Request",
-                    extra={
-                        "method": request.method,
-                        "path": escape_uri_path(request.path),
-                        "status": response.status_code,
-                        "duration_ms": round((time.monotonic() - started) * 1000, 1),
-                        "by": _caller(request),
-                    },
-                )
-            return response
+            with origin.of(origin.Origin(address, identity)):
+                return self._answered(request, identity, started)
         finally:
             logs.request_id.reset(token)
+
+    def _answered(self, request: HttpRequest, identity: str, started: float) -> HttpResponseBase:
+        response = self._refusal(request) or self.get_response(request)
+        response[HEADER] = identity
+        if is_api(request.path_info):
+            # Answers depend on who asks: no cache on the way may keep one.
+            response.headers.setdefault("Cache-Control", "no-store")
+            logger.info(
+                "Request",
+                extra={
+                    "method": request.method,
+                    "path": escape_uri_path(request.path),
+                    "status": response.status_code,
+                    "duration_ms": round((time.monotonic() - started) * 1000, 1),
+                    "by": _caller(request),
+                },
+            )
+        return response
 
     @staticmethod
     def _refusal(request: HttpRequest) -> HttpResponse | None:

@@ -157,7 +157,7 @@ class Schema(AutoSchema):
 
 
 class BearerScheme(OpenApiAuthenticationExtension):
-    target_class = "k1node.access.authentication.ApiKeyAuthentication"
+    target_class = "k1node.access.authentication.BearerAuthentication"
     name = "ApiKey"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> Document:

@@ -15,6 +15,7 @@ from k1node.access.principal import Principal
 from k1node.api.negotiation import Negotiation
 from k1node.api.pagination import PagePagination
 from k1node.api.serializers import QuerySerializer, StrictSerializer
+from k1node.lib import origin
 from k1node.lib.errors import FieldInvalid, NotFound
 
 Row = TypeVar("Row")
@@ -56,6 +57,12 @@ class ApiViewSet(ViewSet):
         if (request.method or "") not in self.allowed_methods:
             # An action may be called `get`, and the framework would take it for the answer to a GET of any path.
             self.http_method_not_allowed(request)
+
+    def perform_authentication(self, request: Request) -> None:
+        super().perform_authentication(request)
+        asked_from = origin.current()
+        if asked_from is not None and isinstance(request.user, Principal):
+            asked_from.actor, asked_from.actor_name = request.user.identity, request.user.name
 
     @property
     def allowed_methods(self) -> list[str]:
