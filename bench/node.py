@@ -125,6 +125,8 @@ def _folder(
             "K1NODE_HANDLER_MODULES": "bench.handlers",
             "K1NODE_MAX_CPU_PERCENT": "100",
             "K1NODE_MAX_MEMORY_PERCENT": "100",
+            "RATE_LIMIT_REQUESTS": "10000000",
+            "RATE_LIMIT_BURST": "10000000",
         }
         environment |= {name: str(value) for name, value in settings.items()}
         yield folder, environment | dict(database or {})

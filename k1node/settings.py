@@ -71,6 +71,11 @@ K1NODE_KEEP_TASK_DAYS = env_int("K1NODE_KEEP_TASK_DAYS", 30, low=1)  # tasks, at
 K1NODE_KEEP_DEAD_LETTER_DAYS = env_int("K1NODE_KEEP_DEAD_LETTER_DAYS", 90, low=1)  # archived and resubmitted ones
 K1NODE_KEEP_EVENT_DAYS = env_int("K1NODE_KEEP_EVENT_DAYS", 7, low=1)
 
+# --- rate limits: of each key, user and unauthenticated address --------------------------------------------------
+RATE_LIMIT_REQUESTS = env_int("RATE_LIMIT_REQUESTS", 1000, low=1, high=10_000_000)  # in the window
+RATE_LIMIT_WINDOW_MS = env_int("RATE_LIMIT_WINDOW_MS", 3_600_000, low=1000, high=86_400_000)
+RATE_LIMIT_BURST = env_int("RATE_LIMIT_BURST", 100, low=1, high=10_000_000)  # in a minute
+
 # --- the application --------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "k1node",
@@ -92,6 +97,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "k1node.api.middleware.RequestIdMiddleware",
+    "k1node.api.middleware.RateLimitMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

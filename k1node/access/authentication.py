@@ -46,7 +46,7 @@ class BearerAuthentication(BaseAuthentication):
         key, reason = keys.examine(token)
         if key is None:
             raise _refusal(request, reason)
-        return Principal(key.name, "key", frozenset(key.scopes), f"key:{key.pk}"), key
+        return Principal(key.name, "key", frozenset(key.scopes), f"key:{key.pk}", key.requests_per_hour), key
 
     @staticmethod
     def _by_task(request: Request, token: str) -> Recognised:

@@ -10,12 +10,16 @@ Kind = Literal["key", "operator", "task"]
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`name` is what logs and `performed_by` show; `identity` tells two of the same name apart ("key:12")."""
+    """`name` is what logs and `performed_by` show; `identity` tells two of the same name apart ("key:12").
+
+    Who has the same identity shares one allowance of requests.
+    """
 
     name: str
     kind: Kind
     scopes: frozenset[str]
     identity: str
+    requests_per_hour: int | None = None  # None: the node's own limit
     is_authenticated: bool = True
 
     def may(self, *required: str) -> bool:

@@ -16,7 +16,7 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 
 from k1node.api.renderers import JSON, dumps, timestamp
-from k1node.lib.errors import Detail, K1NodeError
+from k1node.lib.errors import Detail, K1NodeError, RateLimited
 from k1node.lib.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ def error_body(
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response:
     """Return the answer for anything a view raised; nothing gets past it as a bare 500 page."""
+    if isinstance(error, RateLimited):
+        return Response(rate_limit_body(error), status=error.status)
     status, code, message, details = _described(error)
     response = Response(
         error_body(status, message, code=code, details=details), status=status, headers=_headers(error, status)
@@ -99,6 +101,18 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response:
         # Django would log the answer once more, knowing less.
         response._has_been_logged = True  # type: ignore[attr-defined]
     return response
+
+
+def rate_limit_body(error: RateLimited) -> dict[str, Any]:
+    """Return the body of a 429, flat as the API has it."""
+    return {
+        "error": "rate_limit_exceeded",
+        "message": error.message,
+        "limit": error.limit,
+        "remaining": error.remaining,
+        "reset_at": error.reset_at,
+        "retry_after": error.retry_after,
+    }
 
 
 def _described(error: Exception) -> tuple[int, str | None, str, Sequence[Detail]]:
@@ -178,6 +192,11 @@ def _below(path: str, key: object) -> str:
 # --- errors outside a view: unknown routes, bad hosts, failing middleware -----------------------------------------
 def is_api(path: str) -> bool:
     return path == "/api" or path.startswith("/api/")
+
+
+def answer_to(error: RateLimited) -> HttpResponse:
+    """Return the answer to `error` where no view can raise it."""
+    return HttpResponse(dumps(rate_limit_body(error)), status=error.status, content_type=JSON)
 
 
 def json_error(status: int, message: str, **facts: Any) -> HttpResponse:

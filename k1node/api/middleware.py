@@ -10,9 +10,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.http.response import HttpResponseBase
 from django.utils.encoding import escape_uri_path
 
+from k1node.access import limits
 from k1node.access.principal import Principal
-from k1node.api.errors import is_api, json_error
+from k1node.api.errors import answer_to, is_api, json_error
 from k1node.lib import logs, origin
+from k1node.lib.errors import RateLimited
 from k1node.lib.ids import prefixed
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,39 @@ class RequestIdMiddleware:
         if is_api(request.path_info):
             return json_error(400, f"The {where} contains a NUL character")
         return HttpResponseBadRequest(f"The {where} contains a NUL character.", content_type="text/plain")
+
+
+class RateLimitMiddleware:
+    """Lets addresses pay for API requests that nobody is recognised by, and puts the limits on every API answer."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if not is_api(request.path_info):
+            return self.get_response(request)
+        refusal = self._refusal(request) if self._is_anonymous(request) else None
+        response: HttpResponseBase = refusal or self.get_response(request)
+        if limits.verdict_on(request) is None:
+            # No view has asked who this is: an unknown path, a page for everybody. What was done stays done.
+            refusal = self._refusal(request)
+            response = refusal if refusal and response.status_code >= 400 else response
+        verdict = limits.verdict_on(request)
+        for name, value in verdict.headers().items() if verdict else ():
+            response[name] = value
+        return response
+
+    @staticmethod
+    def _is_anonymous(request: HttpRequest) -> bool:
+        return "HTTP_AUTHORIZATION" not in request.META and settings.SESSION_COOKIE_NAME not in request.COOKIES
+
+    @staticmethod
+    def _refusal(request: HttpRequest) -> HttpResponse | None:
+        try:
+            limits.charge(request, None)
+        except RateLimited as error:
+            return answer_to(error)
+        return None
 
 
 def _caller(request: HttpRequest) -> str:

@@ -6,11 +6,13 @@ from typing import Any, ClassVar, TypeVar
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import ViewSet
 
+from k1node.access import limits
 from k1node.access.principal import Principal
 from k1node.api.negotiation import Negotiation
 from k1node.api.pagination import PagePagination
@@ -59,10 +61,19 @@ class ApiViewSet(ViewSet):
             self.http_method_not_allowed(request)
 
     def perform_authentication(self, request: Request) -> None:
-        super().perform_authentication(request)
-        asked_from = origin.current()
-        if asked_from is not None and isinstance(request.user, Principal):
+        """Recognise the caller and let them pay for the request. Raises AuthenticationFailed, RateLimited."""
+        try:
+            super().perform_authentication(request)
+        except AuthenticationFailed:
+            limits.charge(request._request, None)
+            raise
+        if not isinstance(request.user, Principal):
+            if limits.verdict_on(request._request) is None:
+                limits.charge(request._request, None)
+            return
+        if (asked_from := origin.current()) is not None:
             asked_from.actor, asked_from.actor_name = request.user.identity, request.user.name
+        limits.charge(request._request, request.user)
 
     @property
     def allowed_methods(self) -> list[str]:

@@ -1,6 +1,7 @@
 """The base of every error this project raises on purpose; k1node.api.errors turns them into response bodies."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,18 @@ class Conflict(K1NodeError):
 
     code = "CONFLICT"
     status = 409
+
+
+class RateLimited(K1NodeError):
+    """API rate limit exceeded"""
+
+    code = "RATE_LIMIT_EXCEEDED"
+    status = 429
+
+    def __init__(self, *, limit: int, remaining: int, reset_at: datetime, retry_after: int) -> None:
+        """`retry_after` is in whole seconds, `reset_at` the moment at which all of `limit` is there again."""
+        self.limit = limit
+        self.remaining = remaining
+        self.reset_at = reset_at
+        self.retry_after = retry_after
+        super().__init__()

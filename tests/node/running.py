@@ -61,6 +61,8 @@ class RunningNode:
             "K1NODE_DRAIN_SECONDS": "3",
             "K1NODE_KILL_GRACE_SECONDS": "2",
             "DB_HOST": "",
+            "RATE_LIMIT_REQUESTS": "10000000",
+            "RATE_LIMIT_BURST": "10000000",
             **self.settings,
         }
 
