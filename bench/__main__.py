@@ -17,7 +17,7 @@ from types import FrameType
 
 from bench import machine
 from bench.effort import Effort, Measure
-from bench.figures import breakers, commands, database, latency, queue, recovery, rest
+from bench.figures import api, breakers, commands, database, latency, queue, recovery, rest
 from bench.node import PROJECT
 from bench.results import Report
 
@@ -34,6 +34,7 @@ FIGURES: dict[str, Measure] = {
     "breaker-seen": breakers.seen,
     "redrive": recovery.redrive,
     "retry-stats": recovery.retry_stats,
+    "api-list": api.api_list,
     "idle": rest.idle,
 }
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

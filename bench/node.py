@@ -79,7 +79,7 @@ def site(database: Mapping[str, str] | None = None, **settings: object) -> Itera
 @contextmanager
 def node(*, workers: int, database: Mapping[str, str] | None = None, **settings: object) -> Iterator[Node]:
     """Give a running node that says it is ready; it is stopped and removed at exit."""
-    port = _free_port()
+    port = free_port()
     settings |= {"PORT": port, "K1NODE_WORKERS": workers}
     with (
         _folder(database, settings) as (folder, environment),
@@ -132,17 +132,22 @@ def _folder(
         yield folder, environment | dict(database or {})
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def is_ready(port: int) -> bool:
-    """Say whether the node on this port answers /readyz with 200."""
+    """Say whether the node on this port is ready."""
+    return answers(port, "/readyz")
+
+
+def answers(port: int, path: str) -> bool:
+    """Say whether `path` is answered with 200 on this port."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

@@ -213,7 +213,7 @@ SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
 SECURE_HSTS_PRELOAD = HTTPS
 # Proxies in front that append to X-Forwarded-For; the client's address is read from behind them. 0: from no header.
-K1NODE_TRUSTED_PROXIES = env_int("K1NODE_TRUSTED_PROXIES", 0, low=0, high=10)
+K1NODE_TRUSTED_PROXIES = env_int("K1NODE_TRUSTED_PROXIES", 1 if HTTPS else 0, low=0, high=10)
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True

@@ -25,8 +25,8 @@ class Command(BaseCommand):
                 lifespan="off",
                 access_log=False,
                 log_config=None,
-                # Behind the proxy of a production node the caller's address is in its headers.
-                proxy_headers=settings.PRODUCTION,
+                # Which proxies are believed is K1NODE_TRUSTED_PROXIES' to say, not a list of addresses here.
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )

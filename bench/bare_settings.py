@@ -1,0 +1,11 @@
+"""The node's settings without what it puts around a view: for the plain view that the API's list is held against."""
+
+from k1node.settings import *  # noqa: F403
+
+ROOT_URLCONF = "bench.bare_web"
+MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "UNAUTHENTICATED_USER": None,
+}
