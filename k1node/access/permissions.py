@@ -22,6 +22,15 @@ def required_scopes(view: "APIView", method: str) -> Sequence[str]:
     return table.get(getattr(view, "action", None) or method.lower(), ())
 
 
+class InsufficientScope(PermissionDenied):
+    """The credential is good, but has none of the scopes that open the operation."""
+
+    def __init__(self, required: Sequence[str]) -> None:
+        super().__init__(f"Insufficient permissions: this operation needs {_either(required)}")
+        # RFC 6750 can only name what is needed all together, and the first alone is enough.
+        self.auth_header = f'Bearer realm="k1node", error="insufficient_scope", scope="{required[0]}"'
+
+
 class HasScopes(BasePermission):
     def has_permission(self, request: Request, view: "APIView") -> bool:
         principal = request.user
@@ -34,7 +43,7 @@ class HasScopes(BasePermission):
             logger.error("View without required_scopes refused", extra={"view": type(view).__name__})
             raise PermissionDenied("Insufficient permissions: this operation is open to nobody")
         if not principal.may(*required):
-            raise PermissionDenied(f"Insufficient permissions: this operation needs {_either(required)}")
+            raise InsufficientScope(required)
         return True
 
 
