@@ -1,14 +1,15 @@
 """One settings file. Every value an operator may set comes from the environment, through loud helpers."""
 
 import os
+from datetime import UTC, datetime
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from k1node.lib import secrets
-from k1node.lib.env import env_bool, env_choice, env_int, env_list, env_str
+from k1node.lib import secrets, sunset
+from k1node.lib.env import env_bool, env_choice, env_date, env_int, env_list, env_str
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -97,7 +98,9 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "k1node.api.middleware.RequestIdMiddleware",
+    "k1node.api.middleware.VersionMiddleware",
     "k1node.api.middleware.RateLimitMiddleware",
+    "k1node.api.middleware.NulMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -228,6 +231,12 @@ WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
 
 # --- API --------------------------------------------------------------------------------------------------------
+K1NODE_V1_DEPRECATED_ON = env_date("K1NODE_V1_DEPRECATED_ON") or sunset.DEPRECATED_ON
+K1NODE_V1_SUNSET_ON = sunset.sunset_on(
+    K1NODE_V1_DEPRECATED_ON, env_date("K1NODE_V1_SUNSET_ON"), datetime.now(UTC).date()
+)
+# `Deprecation: true`, or the date that RFC 9745 wants.
+K1NODE_DEPRECATION_STYLE = env_choice("K1NODE_DEPRECATION_STYLE", "literal", ("literal", "rfc9745"))
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "k1node.access.authentication.BearerAuthentication",

@@ -11,7 +11,8 @@ from typing import Any
 
 from django.utils.http import parse_header_parameters
 
-from k1node.api.errors import TOO_LARGE, error_body, is_api
+from k1node.api import versions
+from k1node.api.errors import TOO_LARGE, accept_headers, error_body, is_api, unsupported
 from k1node.api.middleware import HEADER, request_id_from
 from k1node.api.renderers import JSON, dumps
 
@@ -140,11 +141,16 @@ class Guard:
                 "request_id": identity,
             },
         )
+        more: Headers = [(HEADER.lower().encode(), identity.encode()), (b"connection", b"close")]
         if is_api(scope["path"]):
-            content, content_type = dumps(error_body(refusal.status, refusal.message, request=identity)), JSON
+            content, content_type = _error(refusal, scope, identity)
+            more.append((b"vary", versions.VARY.encode()))
+            if refusal.status == 415:
+                more += [
+                    (name.lower().encode(), value.encode()) for name, value in accept_headers(scope["method"]).items()
+                ]
         else:
             content, content_type = refusal.message.encode() + b"\n", "text/plain; charset=utf-8"
-        more: Headers = [(HEADER.lower().encode(), identity.encode()), (b"connection", b"close")]
         if refusal.status == 503:
             more.append((b"retry-after", b"5"))
         body = b"" if scope["method"] == "HEAD" else content
@@ -160,6 +166,18 @@ class Guard:
         except TimeoutError:
             pass
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _error(refusal: Refused, scope: Scope, identity: str) -> tuple[bytes, str]:
+    """Return the body of a refusal and its media type, in the version and form that the request asks for."""
+    headers = dict(scope["headers"])
+    content_type = headers.get(b"content-type", b"").decode("latin1")
+    details = [unsupported(content_type)] if refusal.status == 415 else []
+    body = error_body(refusal.status, refusal.message, details=details, request=identity)
+    asked = versions.asked_if_possible(
+        scope["path"], headers.get(b"accept", b"").decode("latin1"), headers.get(b"x-api-version", b"").decode("latin1")
+    )
+    return versions.formed(dumps(body), refusal.status, asked)
 
 
 class _Patient:

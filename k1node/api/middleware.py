@@ -1,4 +1,6 @@
-"""What happens to every request before and after the views: its id, its log line, and what no page may ever see."""
+"""What happens to every request before and after the views: its id, its log line, its version of the API, and what no
+page may ever see.
+"""
 
 import logging
 import re
@@ -8,13 +10,16 @@ from collections.abc import Callable
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.http.response import HttpResponseBase
+from django.utils.cache import patch_vary_headers
 from django.utils.encoding import escape_uri_path
 
 from k1node.access import limits
 from k1node.access.principal import Principal
-from k1node.api.errors import answer_to, is_api, json_error
+from k1node.api import versions
+from k1node.api.errors import error_response, is_api, json_error
+from k1node.api.renderers import JSON
 from k1node.lib import logs, origin
-from k1node.lib.errors import RateLimited
+from k1node.lib.errors import K1NodeError, RateLimited
 from k1node.lib.ids import prefixed
 
 logger = logging.getLogger(__name__)
@@ -47,7 +52,7 @@ class RequestIdMiddleware:
             logs.request_id.reset(token)
 
     def _answered(self, request: HttpRequest, identity: str, started: float) -> HttpResponseBase:
-        response = self._refusal(request) or self.get_response(request)
+        response = self.get_response(request)
         response[HEADER] = identity
         if is_api(request.path_info):
             # Answers depend on who asks: no cache on the way may keep one.
@@ -60,20 +65,87 @@ class RequestIdMiddleware:
                     "status": response.status_code,
                     "duration_ms": round((time.monotonic() - started) * 1000, 1),
                     "by": _caller(request),
+                    "version": getattr(request, "api_version", None),
                 },
             )
         return response
 
-    @staticmethod
-    def _refusal(request: HttpRequest) -> HttpResponse | None:
-        """Return the answer to a NUL, which PostgreSQL can neither store nor compare; None if there is none."""
+
+class VersionMiddleware:
+    """Brings a request of the API to version 2, which is all that views know, and its answer to what was asked for.
+
+    Must be outside everything that answers. `request.path` stays as it was sent, for logs and links.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if not is_api(request.path_info):
+            return self.get_response(request)
+        accept = versions.accepted(request.META.get("HTTP_ACCEPT", ""))
+        try:
+            asked = versions.asked(request.path_info, accept, request.META.get("HTTP_X_API_VERSION", ""))
+        except K1NodeError as error:
+            return _dressed(error_response(error), versions.Asked("", versions.CURRENT, problem=accept.problem))
+        request.api_version = asked.version  # type: ignore[attr-defined]
+        request.path_info = asked.path
+        if asked.version != versions.OLD:
+            return _dressed(self.get_response(request), asked)
+        old = versions.retirement()
+        if time.time() > old.sunset_at.timestamp():
+            current = versions.Asked(asked.path, versions.CURRENT, problem=asked.problem)
+            response = _dressed(error_response(versions.gone(asked)), current)
+        else:
+            response = _dressed(self.get_response(request), asked)
+        _say_goodbye(response, old, asked)
+        return response
+
+
+def _dressed(response: HttpResponseBase, asked: versions.Asked) -> HttpResponseBase:
+    """Return `response` with its body in the form that was asked for."""
+    headers = response.headers
+    if "Vary" in headers:
+        patch_vary_headers(response, versions.VARY.split(", "))
+    else:
+        headers["Vary"] = versions.VARY
+    if asked.version is not None:
+        headers[versions.HEADER] = asked.version
+    if isinstance(response, HttpResponse) and headers.get("Content-Type") == JSON and response.content:
+        content, headers["Content-Type"] = versions.formed(response.content, response.status_code, asked)
+        if content is not response.content:
+            response.content = content
+            if "Content-Length" in headers:
+                headers["Content-Length"] = str(len(content))
+    return response
+
+
+def _say_goodbye(response: HttpResponseBase, old: versions.Retirement, asked: versions.Asked) -> None:
+    """Put on an answer of version 1 what it says about its end, and keep its Location within that version."""
+    headers = response.headers
+    headers["Deprecation"], headers["Sunset"] = old.deprecation, old.sunset
+    links = versions.retirement_links(escape_uri_path(asked.path))
+    headers["Link"] = f"{headers['Link']}, {links}" if "Link" in headers else links
+    location = headers.get("Location", "")
+    # Who asks by a header goes on doing so; who asks by the path finds the answer under the same one.
+    if asked.path_version == versions.OLD and location.startswith("/api/v2/"):
+        headers["Location"] = f"/api/v1/{location.removeprefix('/api/v2/')}"
+
+
+class NulMiddleware:
+    """Refuses a NUL in an address or a cookie, which PostgreSQL can neither store nor compare."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if "\0" in request.path_info or "%00" in request.META.get("QUERY_STRING", ""):
             where = "address"
         # Between quotation marks a cookie may write any byte in octal.
         elif "\\" in request.META.get("HTTP_COOKIE", "") and any("\0" in each for each in request.COOKIES.values()):
             where = "Cookie header"
         else:
-            return None
+            return self.get_response(request)
         if is_api(request.path_info):
             return json_error(400, f"The {where} contains a NUL character")
         return HttpResponseBadRequest(f"The {where} contains a NUL character.", content_type="text/plain")
@@ -108,7 +180,7 @@ class RateLimitMiddleware:
         try:
             limits.charge(request, None)
         except RateLimited as error:
-            return answer_to(error)
+            return error_response(error, request)
         return None
 
 

@@ -13,6 +13,10 @@ from rest_framework.renderers import BaseRenderer
 
 JSON = "application/json"
 JSON_V2 = "application/vnd.k1node.v2+json"
+JSON_V1 = "application/vnd.k1node.v1+json"
+PROBLEM = "application/problem+json"
+# What bodies may be sent as, and answers asked for.
+MEDIA_TYPES = (JSON, JSON_V2, JSON_V1)
 
 
 def timestamp(moment: datetime) -> str:

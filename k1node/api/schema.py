@@ -12,7 +12,7 @@ from rest_framework import permissions
 from rest_framework.pagination import BasePagination
 
 from k1node.access.permissions import required_scopes
-from k1node.api.errors import CODES
+from k1node.api.error_codes import CODES
 from k1node.api.pagination import PagePagination
 from k1node.api.renderers import JSON
 

@@ -1,6 +1,7 @@
 """Small loud readers of the environment: nonsense stops the start, nothing is guessed."""
 
 import os
+from datetime import date
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -36,6 +37,17 @@ def env_bool(name: str, default: bool) -> bool:
     if text.lower() in FALSE:
         return False
     raise ImproperlyConfigured(f"{name} must be one of {sorted(TRUE | FALSE)}, not {text!r}.")
+
+
+def env_date(name: str) -> date | None:
+    """Return the day in `name`, written 2027-05-31; None if it is not set."""
+    text = env_str(name)
+    if not text:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a date such as 2027-05-31, not {text!r}.") from None
 
 
 def env_choice(name: str, default: str, choices: tuple[str, ...]) -> str:

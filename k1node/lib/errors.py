@@ -54,6 +54,27 @@ class Conflict(K1NodeError):
     status = 409
 
 
+class NotAcceptable(K1NodeError):
+    """None of the answers this API can give is one that the client accepts"""
+
+    code = "NOT_ACCEPTABLE"
+    status = 406
+
+
+class Gone(K1NodeError):
+    """The resource was here and will not come back"""
+
+    code = "GONE"
+    status = 410
+
+
+class PreconditionFailed(K1NodeError):
+    """The resource has changed since it was read"""
+
+    code = "PRECONDITION_FAILED"
+    status = 412
+
+
 class RateLimited(K1NodeError):
     """API rate limit exceeded"""
 
@@ -61,9 +82,9 @@ class RateLimited(K1NodeError):
     status = 429
 
     def __init__(self, *, limit: int, remaining: int, reset_at: datetime, retry_after: int) -> None:
-        """`retry_after` is in whole seconds, `reset_at` the moment at which all of `limit` is there again."""
+        """`reset_at` is when the whole limit is there again, `retry_after` the seconds until one request is."""
+        super().__init__()
         self.limit = limit
         self.remaining = remaining
         self.reset_at = reset_at
         self.retry_after = retry_after
-        super().__init__()

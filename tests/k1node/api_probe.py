@@ -1,5 +1,6 @@
 """Endpoints that do nothing but show the base of the API, and the URL configuration that has them."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
@@ -17,7 +18,7 @@ from k1node.api import serializers as strict
 from k1node.api.errors import invalid
 from k1node.api.pagination import CursorPagination
 from k1node.api.views import ApiViewSet, accepted, created, gone
-from k1node.lib.errors import Conflict, FieldInvalid
+from k1node.lib.errors import Conflict, FieldInvalid, PreconditionFailed, RateLimited
 
 ERRORS: dict[str, Exception] = {
     "conflict": Conflict("Already there"),
@@ -30,7 +31,8 @@ ERRORS: dict[str, Exception] = {
     "too-big": RequestDataTooBig(),
     "suspicious": SuspiciousOperation("secret detail"),
     "bug": ZeroDivisionError("secret detail"),
-    "throttled": exceptions.Throttled(wait=3),
+    "changed": PreconditionFailed(),
+    "limited": RateLimited(limit=1000, remaining=0, reset_at=datetime(2026, 3, 4, 6, tzinfo=UTC), retry_after=3),
 }
 
 
@@ -81,6 +83,7 @@ class EchoViewSet(ApiViewSet):
         "list": ["scheduler:read"],
         "create": ["scheduler:write", "error-recovery:write"],
         "retrieve": ["scheduler:read"],
+        "partial_update": ["scheduler:write"],
         "destroy": ["scheduler:write"],
     }
     operation_ids = {"list": "listEchoes", "create": "createEcho", "retrieve": "getEcho", "destroy": "deleteEcho"}
@@ -108,6 +111,12 @@ class EchoViewSet(ApiViewSet):
         if echo_id in ERRORS:
             raise ERRORS[echo_id]
         return Response({"echo_id": echo_id, "by": self.principal.name})
+
+    @extend_schema(request=EchoInput, responses=EchoOutput)
+    def partial_update(self, request: Request, echo_id: str) -> Response:
+        """Change an echo; 202 to a new address if it is given a title."""
+        said = self.validated(EchoInput, partial=True)
+        return accepted(said, location="/api/v2/echoes/2") if said else Response(said)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, echo_id: str) -> Response:
@@ -144,11 +153,12 @@ def database(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(used))
 
 
+ONE: Any = {"get": "retrieve", "patch": "partial_update", "delete": "destroy"}
 urlpatterns = [
     path("database", database),
     path("api/v2/echoes", EchoViewSet.as_view({"get": "list", "post": "create"})),
     path("api/v2/forgotten", EchoViewSet.as_view({"get": "forgotten"})),
-    path("api/v2/echoes/<str:echo_id>", EchoViewSet.as_view({"get": "retrieve", "delete": "destroy"})),
+    path("api/v2/echoes/<str:echo_id>", EchoViewSet.as_view(ONE)),
     path("api/v2/keys", GrowingViewSet.as_view({"get": "list"})),
     path("api/v2/broken", broken),
     path("", include(urls)),
