@@ -12,7 +12,8 @@ from typing import Any
 from django.utils.http import parse_header_parameters
 
 from k1node.api import versions
-from k1node.api.errors import TOO_LARGE, accept_headers, error_body, is_api, unsupported
+from k1node.api.error_codes import CODES
+from k1node.api.errors import TOO_LARGE, accept_headers, error_body, help_link, is_api, unsupported
 from k1node.api.middleware import HEADER, request_id_from
 from k1node.api.renderers import JSON, dumps
 
@@ -144,11 +145,10 @@ class Guard:
         more: Headers = [(HEADER.lower().encode(), identity.encode()), (b"connection", b"close")]
         if is_api(scope["path"]):
             content, content_type = _error(refusal, scope, identity)
-            more.append((b"vary", versions.VARY.encode()))
+            named = {"Vary": versions.VARY, "Link": help_link(CODES[refusal.status])}
             if refusal.status == 415:
-                more += [
-                    (name.lower().encode(), value.encode()) for name, value in accept_headers(scope["method"]).items()
-                ]
+                named |= accept_headers(scope["method"])
+            more += [(name.lower().encode(), value.encode()) for name, value in named.items()]
         else:
             content, content_type = refusal.message.encode() + b"\n", "text/plain; charset=utf-8"
         if refusal.status == 503:

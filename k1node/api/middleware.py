@@ -93,7 +93,7 @@ class VersionMiddleware:
         if asked.version != versions.OLD:
             return _dressed(self.get_response(request), asked)
         old = versions.retirement()
-        if time.time() > old.sunset_at.timestamp():
+        if old.is_over():
             current = versions.Asked(asked.path, versions.CURRENT, problem=asked.problem)
             response = _dressed(error_response(versions.gone(asked)), current)
         else:

@@ -6,7 +6,6 @@ Every script and style comes from this node.
 import functools
 import hashlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -73,7 +72,6 @@ class OpenApiView(PublicPage):
 class VersionsView(PublicPage):
     def content(self) -> bytes:
         old = versions.retirement()
-        ended = datetime.now(UTC) > old.sunset_at
         return dumps(
             {
                 "versions": [
@@ -86,7 +84,7 @@ class VersionsView(PublicPage):
                     },
                     {
                         "version": versions.OLD,
-                        "status": "retired" if ended else "deprecated",
+                        "status": "retired" if old.is_over() else "deprecated",
                         "media_type": versions.VENDOR_TYPES[versions.OLD],
                         "path": "/api/v1",
                         "documentation": versions.MIGRATION,

@@ -14,7 +14,7 @@ from rest_framework.pagination import BasePagination
 from k1node.access.permissions import required_scopes
 from k1node.api.error_codes import CODES
 from k1node.api.pagination import PagePagination
-from k1node.api.renderers import JSON
+from k1node.api.renderers import JSON, PROBLEM
 
 Document = dict[str, Any]
 
@@ -60,6 +60,26 @@ ERROR_SCHEMA: Document = {
                 },
             },
         }
+    },
+}
+# Any error, for who accepts application/problem+json (RFC 9457). Those of a 429 have its figures too.
+PROBLEM_SCHEMA: Document = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance", "code", "request_id", "timestamp", "errors"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "examples": ["/api/errors#INVALID_REQUEST"]},
+        "title": {"type": "string", "examples": ["Request validation failed"]},
+        "status": {"type": "integer", "examples": [400]},
+        "detail": {"type": "string"},
+        "instance": {"type": "string", "format": "uri", "examples": ["urn:k1node:request:req-abc123xyz"]},
+        "code": {"type": "string", "description": "As in Error", "examples": ["INVALID_REQUEST"]},
+        "request_id": {"type": "string", "examples": ["req-abc123xyz"]},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "errors": ERROR_SCHEMA["properties"]["error"]["properties"]["details"],
+        "limit": {"type": "integer"},
+        "remaining": {"type": "integer"},
+        "reset_at": {"type": "string", "format": "date-time"},
+        "retry_after": {"type": "integer"},
     },
 }
 # The design's flat body of a 429.
@@ -142,14 +162,17 @@ class Schema(AutoSchema):
         name, description = ERRORS[status]
         body = ResolvedComponent("Error", ResolvedComponent.SCHEMA, ERROR_SCHEMA, "Error")
         self.registry.register_on_missing(body)
-        answer: Document = {"description": description, "content": {JSON: {"schema": body.ref}}}
+        problem = ResolvedComponent("Problem", ResolvedComponent.SCHEMA, PROBLEM_SCHEMA, "Problem")
+        self.registry.register_on_missing(problem)
+        content: Document = {JSON: {"schema": body.ref}, PROBLEM: {"schema": problem.ref}}
+        answer: Document = {"description": description, "content": content}
         if status == 429:
             limited = ResolvedComponent("RateLimitError", ResolvedComponent.SCHEMA, RATE_LIMIT_SCHEMA, "RateLimitError")
             self.registry.register_on_missing(limited)
             answer = {
                 "description": description,
                 "headers": RATE_LIMIT_HEADERS,
-                "content": {JSON: {"schema": limited.ref}},
+                "content": {**content, JSON: {"schema": limited.ref}},
             }
         component = ResolvedComponent(name, ResolvedComponent.RESPONSE, answer, name)
         self.registry.register_on_missing(component)

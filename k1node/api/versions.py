@@ -156,12 +156,15 @@ def asked(path: str, accept: Accepted, header: str) -> Asked:
 
 
 def asked_if_possible(path: str, accept: str, header: str) -> Asked:
-    """Return what a request asks for, or the current version if that makes no sense. For what answers errors anyway."""
+    """Return what a request asks for, or the current version if it cannot have that. For what answers errors anyway."""
     wanted = accepted(accept)
     try:
-        return asked(path, wanted, header)
+        found = asked(path, wanted, header)
+        if found.version != OLD or not retirement().is_over():
+            return found
     except (NotAcceptable, InvalidRequest):
-        return Asked(path, CURRENT, problem=wanted.problem)
+        pass
+    return Asked(path, CURRENT, problem=wanted.problem)
 
 
 def _split(path: str) -> tuple[str | None, str]:
@@ -209,6 +212,9 @@ class Retirement:
     sunset_at: datetime
     deprecation: str
     sunset: str
+
+    def is_over(self) -> bool:
+        return datetime.now(UTC) > self.sunset_at
 
 
 def retirement() -> Retirement:

@@ -74,6 +74,8 @@ def test_errors_are_declared(probe: dict[str, Any]) -> None:
         *("201", "400", "401", "403", "406", "409", "413", "415", "429", "500", "503")
     }
     assert "404" in probe["paths"]["/echoes/{echoId}"]["get"]["responses"]
+    for answer in probe["components"]["responses"].values():
+        assert answer["content"]["application/problem+json"] == {"schema": {"$ref": "#/components/schemas/Problem"}}
 
 
 def test_scopes_are_declared(probe: dict[str, Any]) -> None:

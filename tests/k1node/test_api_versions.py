@@ -1,6 +1,7 @@
 """How a version of the API is asked for, what the old one looks like, and how it ends."""
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +13,8 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
 from django.utils.http import parse_http_date
+from hypothesis import given
+from hypothesis import strategies as st
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
@@ -189,6 +192,43 @@ def test_every_long_header_is_read_anew() -> None:
 
     kept = versions._accepted_before.cache_info()
     assert (kept.misses, kept.currsize) == (600, 512)
+
+
+@given(st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=400))
+def test_any_header_is_read(header: str) -> None:
+    read = versions.accepted(header)
+
+    assert read.media_type in (*MEDIA_TYPES, None)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*MEDIA_TYPES, PROBLEM, "*/*", "application/*", "application/vnd.k1node.v3+json", "a/b"]),
+            st.sampled_from(["", ";q=0", ";q=0.5", ";q=1", ";x=y; q=0.3"]),
+        ),
+        max_size=6,
+        unique_by=lambda entry: entry[0],
+    ),
+    st.randoms(),
+)
+def test_the_order_in_a_header_does_not_matter(ranges: list[tuple[str, str]], random: Any) -> None:
+    parts = [name + quality for name, quality in ranges]
+    read = versions.accepted(", ".join(parts))
+    random.shuffle(parts)
+
+    assert versions.accepted(",".join(parts)) == read
+
+
+def test_the_log_tells_who_still_asks_for_version_1(api_client: Clients, caplog: pytest.LogCaptureFixture) -> None:
+    client = api_client("admin")
+
+    with caplog.at_level(logging.INFO, "k1node.api.middleware"):
+        client.get("/api/echoes/1", headers=V1)
+        client.get("/api/echoes/1")
+
+    records: list[Any] = [record for record in caplog.records if record.name == "k1node.api.middleware"]
+    assert [(record.path, record.version) for record in records] == [("/api/echoes/1", "1"), ("/api/echoes/1", "2")]
 
 
 # --- version 1 --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,6 +15,7 @@ import uvicorn
 from a2wsgi import WSGIMiddleware
 from django.core.management import call_command
 from django.core.wsgi import get_wsgi_application
+from pytest_django import Settings
 
 from k1node.api import connections, guard
 from k1node.api.connections import BoundedConnection
@@ -197,6 +199,45 @@ def test_a_refused_request_keeps_its_id(connect: Connect) -> None:
     head = f"POST /api/x HTTP/1.1\nHost: localhost\nX-Request-Id: mine\nContent-Length: {2 * MEGABYTE}"
 
     assert ask(connect(), head)[1]["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "begins", "media_type"),
+    [
+        ("/api/v2/x", "Accept: */*", b'{"error":{"code":"PAYLOAD_TOO_LARGE"', "application/json"),
+        ("/api/v1/x", "Accept: */*", b'{"status":"error","error":{"code":"PAYLOAD_TOO_LARGE"', "application/json"),
+        ("/api/v1/x", "X-API-Version: 9", b'{"error":{"code":"PAYLOAD_TOO_LARGE"', "application/json"),
+        ("/api/x", "Accept: application/problem+json", b'{"type":"/api/errors#PAYLOAD', "application/problem+json"),
+    ],
+)
+def test_a_refusal_has_the_form_that_was_asked_for(
+    connect: Connect, path: str, header: str, begins: bytes, media_type: str
+) -> None:
+    head = f"POST {path} HTTP/1.1\nHost: localhost\nContent-Length: {2 * MEGABYTE}\n{header}"
+
+    status, headers, body = ask(connect(), head)
+
+    assert (status, headers["content-type"], body[: len(begins)]) == (413, media_type, begins)
+    assert headers["vary"] == "Accept, X-API-Version"
+    assert headers["link"] == '</api/errors#PAYLOAD_TOO_LARGE>; rel="help"'
+
+
+def test_version_1_is_over_in_refusals_too(connect: Connect, settings: Settings) -> None:
+    settings.K1NODE_V1_SUNSET_ON = datetime.now(UTC).date() - timedelta(days=1)
+    head = f"POST /api/v1/x HTTP/1.1\nHost: localhost\nContent-Length: {2 * MEGABYTE}"
+
+    assert ask(connect(), head)[2].startswith(b'{"error":')
+
+
+def test_a_charset_that_is_not_taken_comes_with_what_is(connect: Connect) -> None:
+    content_type = "application/json; charset=utf-16"
+
+    status, headers, body = ask(connect(), f"POST /api/x HTTP/1.1\nHost: localhost\nContent-Type: {content_type}")
+
+    (detail,) = json.loads(body)["error"]["details"]
+    assert (status, detail["field"], content_type in detail["message"]) == (415, "Content-Type", True)
+    assert headers["accept"] == headers["accept-post"]
+    assert headers["accept"].startswith("application/json, ")
 
 
 def test_headers_with_an_underscore_are_dropped(connect: Connect) -> None:
