@@ -98,10 +98,10 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "k1node.api.middleware.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
     "k1node.api.middleware.VersionMiddleware",
     "k1node.api.middleware.RateLimitMiddleware",
     "k1node.api.middleware.NulMiddleware",
-    "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -74,7 +74,7 @@ class RequestIdMiddleware:
 class VersionMiddleware:
     """Brings a request of the API to version 2, which is all that views know, and its answer to what was asked for.
 
-    Must be outside everything that answers. `request.path` stays as it was sent, for logs and links.
+    Must be outside everything that answers for the API. `request.path` stays as it was sent, for logs and links.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -115,8 +115,7 @@ def _dressed(response: HttpResponseBase, asked: versions.Asked) -> HttpResponseB
         content, headers["Content-Type"] = versions.formed(response.content, response.status_code, asked)
         if content is not response.content:
             response.content = content
-            if "Content-Length" in headers:
-                headers["Content-Length"] = str(len(content))
+        headers["Content-Length"] = str(len(content))
     return response
 
 

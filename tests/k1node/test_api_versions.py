@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -129,6 +132,8 @@ def test_a_version_there_is_not_is_406(
     assert (detail["field"], "2 and 1" in detail["message"]) == (field, True)
     assert detail["suggestion"]
     assert (response["Vary"], response["X-API-Version"]) == ("Accept, X-API-Version", "2")
+    assert response["Content-Length"] == str(len(response.content))
+    assert response["X-Content-Type-Options"] == "nosniff"
     assert error["request_id"] == response["X-Request-Id"]
 
 
@@ -466,6 +471,33 @@ def test_the_node_starts_with_an_end_that_keeps_the_promise() -> None:
 
     assert end >= months_after(DEPRECATED_ON, 6)
     assert end >= months_after(datetime.now(UTC).date(), 6) - timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"K1NODE_V1_SUNSET_ON": "2027-05-25"}, "K1NODE_V1_SUNSET_ON must not be before 2027-05-26"),
+        ({"K1NODE_V1_DEPRECATED_ON": "2030-01-31", "K1NODE_V1_SUNSET_ON": "2030-07-30"}, "before 2030-07-31"),
+        ({"K1NODE_V1_DEPRECATED_ON": "2020-01-31", "K1NODE_V1_SUNSET_ON": "2020-07-31"}, "2020-01-31 2020-07-31"),
+        ({"K1NODE_DEPRECATION_STYLE": "maybe"}, "K1NODE_DEPRECATION_STYLE must be one of literal, rfc9745"),
+    ],
+)
+def test_the_environment_decides_about_the_end(tmp_path: Path, variables: dict[str, str], says: str) -> None:
+    command = "from k1node import settings as s; print(s.K1NODE_V1_DEPRECATED_ON, s.K1NODE_V1_SUNSET_ON)"
+    environment = os.environ | {"K1NODE_DATA": str(tmp_path)} | variables
+
+    run = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=django_settings.BASE_DIR,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert says in run.stdout + run.stderr
+    assert (run.returncode == 0) is (says in run.stdout)
 
 
 @pytest.mark.parametrize("text", ["tomorrow", "31.05.2027", "2027-02-30"])
