@@ -87,7 +87,8 @@ class VersionMiddleware:
         try:
             asked = versions.asked(request.path_info, accept, request.META.get("HTTP_X_API_VERSION", ""))
         except K1NodeError as error:
-            return _dressed(error_response(error), versions.Asked("", versions.CURRENT, problem=accept.problem))
+            response = _counted(request, error_response(error))
+            return _dressed(response, versions.Asked("", versions.CURRENT, problem=accept.problem))
         request.api_version = asked.version  # type: ignore[attr-defined]
         request.path_info = asked.path
         if asked.version != versions.OLD:
@@ -95,7 +96,7 @@ class VersionMiddleware:
         old = versions.retirement()
         if old.is_over():
             current = versions.Asked(asked.path, versions.CURRENT, problem=asked.problem)
-            response = _dressed(error_response(versions.gone(asked)), current)
+            response = _dressed(_counted(request, error_response(versions.gone(asked))), current)
         else:
             response = _dressed(self.get_response(request), asked)
         _say_goodbye(response, old, asked)
@@ -159,28 +160,36 @@ class RateLimitMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if not is_api(request.path_info):
             return self.get_response(request)
-        refusal = self._refusal(request) if self._is_anonymous(request) else None
-        response: HttpResponseBase = refusal or self.get_response(request)
-        if limits.verdict_on(request) is None:
-            # No view has asked who this is: an unknown path, a page for everybody. What was done stays done.
-            refusal = self._refusal(request)
-            response = refusal if refusal and response.status_code >= 400 else response
-        verdict = limits.verdict_on(request)
-        for name, value in verdict.headers().items() if verdict else ():
-            response[name] = value
-        return response
+        refusal = _charged_to_address(request) if self._is_anonymous(request) else None
+        return _counted(request, refusal or self.get_response(request))
 
     @staticmethod
     def _is_anonymous(request: HttpRequest) -> bool:
         return "HTTP_AUTHORIZATION" not in request.META and settings.SESSION_COOKIE_NAME not in request.COOKIES
 
-    @staticmethod
-    def _refusal(request: HttpRequest) -> HttpResponse | None:
-        try:
-            limits.charge(request, None)
-        except RateLimited as error:
-            return error_response(error, request)
-        return None
+
+def _counted(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    """Return `response` with the limits on it; or the refusal, if nobody has paid, the address cannot, and it failed.
+
+    Nobody has paid where no view has asked who this is: at an unknown path, for a page for everybody.
+    """
+    if limits.verdict_on(request) is None:
+        refusal = _charged_to_address(request)
+        # What was done stays done, and is told.
+        response = refusal if refusal and response.status_code >= 400 else response
+    verdict = limits.verdict_on(request)
+    for name, value in verdict.headers().items() if verdict else ():
+        response[name] = value
+    return response
+
+
+def _charged_to_address(request: HttpRequest) -> HttpResponse | None:
+    """Let the address pay; return the refusal if it cannot."""
+    try:
+        limits.charge(request, None)
+    except RateLimited as error:
+        return error_response(error, request)
+    return None
 
 
 def _caller(request: HttpRequest) -> str:

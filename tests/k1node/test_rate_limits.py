@@ -282,6 +282,7 @@ def test_one_too_many_is_told_when_to_come_back(api_client: Maker) -> None:
         pytest.param(404, lambda client: client.get("/api/v2/nowhere"), id="of an unknown path"),
         pytest.param(404, lambda c: c.get("/api/nowhere", headers={"Authorization": "x"}), id="so with a header"),
         pytest.param(200, lambda client: client.get("/api/v2/openapi.json"), id="of the document"),
+        pytest.param(406, lambda client: client.get("/api/v9/scheduler/queue"), id="of an unknown version"),
         pytest.param(401, lambda c: c.get(QUEUE, headers={"Cookie": "sessionid=abc"}), id="with a dead session"),
     ],
 )
