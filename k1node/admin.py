@@ -5,6 +5,8 @@ from django.contrib.auth import admin as auth_admin
 from django.contrib.auth.models import User
 from django_q import admin as django_q_admin
 
+from k1node.audit.admin_log import AuditedAdmin
+from k1node.audit.sign_in import SignInForm
 from k1node.lib.admin_base import SET_UP, ConsoleAdmin
 
 admin.site.site_header = "K1.Node"
@@ -12,6 +14,7 @@ admin.site.site_title = "K1.Node"
 admin.site.index_title = "Overview"
 admin.site.site_url = None
 admin.site.enable_nav_sidebar = False
+admin.site.login_form = SignInForm
 
 # Importing the two modules has registered their models. The task table is the queue: django-q2's own tables are empty.
 HIDDEN_APPS = {User._meta.app_label, django_q_admin.Schedule._meta.app_label}
@@ -20,7 +23,7 @@ for hidden in [model for model in admin.site._registry if model._meta.app_label 
 
 
 @admin.register(User)
-class OperatorAdmin(auth_admin.UserAdmin, ConsoleAdmin):  # type: ignore[type-arg]
+class OperatorAdmin(AuditedAdmin, auth_admin.UserAdmin, ConsoleAdmin):  # type: ignore[type-arg]
     section = SET_UP
     place = 30
     summary = "Who signs in to this console"

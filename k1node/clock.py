@@ -15,6 +15,8 @@ on. The loop sleeps until the next slot or delay is due, at most TICK.
 | wake breakers | 0.5 s | those that could probe and at which a task has arrived; a hold whose time is over ends |
 | resume | 0.5 s | paused tasks whose pause is over go on |
 | carry on bulk jobs | tick | the next few of each set: redrives |
+| seal audit log | 1 s | one block over the new records |
+| note audit checkpoint | 60 s | the newest block, outside the database |
 | sweep gates | 30 s | missed releases, counts that do not match |
 | fold, prune | 60 s, or 1 s while there is more | old counters together, old rows away, in small batches |
 """
@@ -29,6 +31,7 @@ from functools import partial
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
 from k1node import tidying
+from k1node.audit import chain, trail
 from k1node.broker import board as open_board
 from k1node.lib import sql
 from k1node.lib.board import GONE, Board
@@ -75,6 +78,8 @@ class Clock:
             Duty("wake breakers", 0.5, self.wake_breakers),
             Duty("resume", 0.5, self.resume),
             Duty("carry on bulk jobs", 0, self.carry_on),
+            Duty("seal audit log", 1, self.seal_audit),
+            Duty("note audit checkpoint", 60, lambda now: chain.write_checkpoint()),
             Duty("sweep gates", 30, self.sweep_gates),
             tidying := Duty("fold and prune", 60, self.tidy),
         ]
@@ -190,6 +195,10 @@ class Clock:
         while (more := jobs.tend(KINDS, now=now)) and time.monotonic() < until:
             pass
         self._has_more = bool(more)
+
+    def seal_audit(self, now: datetime) -> None:
+        trail.fold(now=now)
+        chain.seal(now=now)
 
     def sweep_gates(self, now: datetime) -> None:
         self._sweep_after = gates.sweep(now=now, after=self._sweep_after)

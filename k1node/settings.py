@@ -26,6 +26,8 @@ K1NODE_ROLE = env_str("K1NODE_ROLE")
 
 # Several nodes on one PostgreSQL must share their secrets, so a node must not make up its own there.
 SECRET_KEY = secrets.required("SECRET_KEY", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
+# Seals the audit log: whoever can write to the database must not know it.
+K1NODE_AUDIT_KEY = secrets.required("K1NODE_AUDIT_KEY", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
 if PRODUCTION and not ALLOWED_HOSTS:
     raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts this node answers to when NODE_ENV=production.")
@@ -71,6 +73,7 @@ if K1NODE_URL and not K1NODE_URL.startswith(("http://", "https://")):
 K1NODE_KEEP_TASK_DAYS = env_int("K1NODE_KEEP_TASK_DAYS", 30, low=1)  # tasks, attempts, output, slots
 K1NODE_KEEP_DEAD_LETTER_DAYS = env_int("K1NODE_KEEP_DEAD_LETTER_DAYS", 90, low=1)  # archived and resubmitted ones
 K1NODE_KEEP_EVENT_DAYS = env_int("K1NODE_KEEP_EVENT_DAYS", 7, low=1)
+K1NODE_KEEP_AUDIT_DAYS = env_int("K1NODE_KEEP_AUDIT_DAYS", 365, low=1)
 
 # --- rate limits: of each key, user and unauthenticated address --------------------------------------------------
 RATE_LIMIT_REQUESTS = env_int("RATE_LIMIT_REQUESTS", 1000, low=1, high=10_000_000)  # in the window
@@ -82,6 +85,7 @@ INSTALLED_APPS = [
     "k1node",
     "k1node.events",
     "k1node.access",
+    "k1node.audit",
     "k1node.operations",
     "scheduling",
     "recovery",
@@ -107,6 +111,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "k1node.audit.middleware.OperatorMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]

@@ -20,6 +20,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v2/redoc", pages.RedocPage.as_view(), name="redoc"),
     path("api/v2/", include("scheduling.api.urls")),
     path("api/v2/", include("recovery.api.urls")),
+    path("api/v2/", include("k1node.audit.api.urls")),
 ]
 
 handler400 = "k1node.api.errors.bad_request"

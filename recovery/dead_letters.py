@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 from django.db import connection
 from django.db.models import QuerySet
 
+from k1node.audit import trail
 from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import Detail, FieldInvalid, InvalidRequest, K1NodeError, NotFound
@@ -146,6 +147,7 @@ def add_by_hand(values: Mapping[str, Any], by: By, *, now: datetime) -> DeadLett
             created_by=by.name[:150],
         )
         log.publish("dlq.added", _fact(letter.dlq_id, task_id, code, error) | {"by": by.name}, now=now)
+        trail.record("dlq.added", f"dlq:{letter.dlq_id}", after={"task_id": task_id}, by=by.name, now=now)
         return letter
 
     return sql.in_transaction(work)

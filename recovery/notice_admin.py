@@ -9,6 +9,7 @@ from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 
+from k1node.audit.admin_log import AuditedAdmin
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import RECORDS, SET_UP, ConsoleAdmin, ReadOnlyAdmin
 from k1node.lib.admin_paging import KeysetAdmin
@@ -99,7 +100,7 @@ def stands(rule: NoticeRule) -> str:
 
 
 @admin.register(NoticeRule)
-class NoticeRuleAdmin(ConsoleAdmin):
+class NoticeRuleAdmin(AuditedAdmin, ConsoleAdmin):
     section = SET_UP
     place = 15
     summary = "Whom to tell by e-mail what failed, and what recovered"

@@ -5,7 +5,7 @@ next fire time is computed from the present: an edit never fires what has passed
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import orjson
 from django.db import IntegrityError, transaction
 
+from k1node.audit import trail
+from k1node.audit.redaction import outline
 from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import Conflict, Detail, FieldInvalid, InvalidRequest, NotFound
@@ -156,6 +158,7 @@ def create(values: Mapping[str, Any], by: str, *, now: datetime) -> Schedule:
             raise ScheduleIdTaken(schedule.task_id) from None
         facts = {"schedule_type": schedule.schedule_type, "schedule_expr": schedule.schedule_expr}
         log.publish("schedule.created", {"task_id": schedule.task_id, **facts, "by": by}, now=now)
+        trail.record("schedule.created", f"schedule:{schedule.task_id}", after=_audited(schedule), by=by, now=now)
         return schedule
 
     return sql.in_transaction(work)
@@ -173,8 +176,10 @@ def update(schedule: Schedule, changes: Mapping[str, Any], by: str, *, now: date
         changed = {name for name, value in changes.items() if _differs(getattr(row, name), value)}
         if not changed and not row.last_error:
             return row
+        before = _audited(row, changed)
         for name in changed:
             setattr(row, name, changes[name])
+        after = _audited(row, changed)
         changed = {name.removesuffix("_id") for name in changed}
         _check(row, changed, now, keep=True)
         if changed & MOVES_NEXT_FIRE or row.last_error:
@@ -184,6 +189,7 @@ def update(schedule: Schedule, changes: Mapping[str, Any], by: str, *, now: date
         if "overlap_policy" in changed:
             gates.overlap_gates([row], adopt=True)
         log.publish("schedule.updated", {"task_id": row.task_id, "changed": sorted(changed), "by": by}, now=now)
+        trail.record("schedule.updated", f"schedule:{row.task_id}", before=before, after=after, by=by, now=now)
         return row
 
     return sql.in_transaction(work)
@@ -197,6 +203,7 @@ def delete(schedule: Schedule, by: str, *, now: datetime) -> None:
         ScheduleTally.objects.filter(schedule_id=row.pk)._raw_delete("default")
         Schedule.objects.filter(pk=row.pk)._raw_delete("default")
         log.publish("schedule.deleted", {"task_id": row.task_id, "by": by}, now=now)
+        trail.record("schedule.deleted", f"schedule:{row.task_id}", before=_audited(row), by=by, now=now)
 
     sql.in_transaction(work)
 
@@ -220,6 +227,7 @@ def run_now(schedule: Schedule, by: str, parameters: Mapping[str, Any] | None = 
         new = slots.new_run(schedule, task_id, due_at=now, admission=admission, created_by=by[:150], parameters=given)
         gates.save_counts(gate_of.values())
         task = queue.enqueue([new], now=now)[0]
+        trail.record("schedule.run", f"schedule:{schedule.task_id}", after={"task_id": task_id}, by=by, now=now)
         if admission.end_others and admission.gate_id:
             queue.end_earlier_runs(schedule, admission.gate_id, keep=task_id, now=now)
             task.refresh_from_db()
@@ -227,6 +235,12 @@ def run_now(schedule: Schedule, by: str, parameters: Mapping[str, Any] | None = 
         return task
 
     return sql.in_transaction(work)
+
+
+def _audited(row: Schedule, names: Iterable[str] = EDITABLE) -> dict[str, Any]:
+    """Return what the audit log keeps of these columns; of parameters, which may be secret, only an outline."""
+    values = {name: getattr(row, "retry_policy_id" if name == "retry_policy" else name) for name in names}
+    return {name: outline(value) if name == "parameters" else value for name, value in values.items()}
 
 
 def _columns(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def _prepare_environment() -> Path:
         DJANGO_SETTINGS_MODULE="k1node.settings",
         K1NODE_DATA=str(data),
         SECRET_KEY="only-for-tests-" + "0123456789abcdef" * 3,
+        K1NODE_AUDIT_KEY="only-for-tests-" + "fedcba9876543210" * 3,
         ALLOWED_HOSTS="testserver,localhost,127.0.0.1",
         # Out of the way; tests of the limits set their own.
         RATE_LIMIT_REQUESTS="10000000",

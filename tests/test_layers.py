@@ -4,7 +4,7 @@ wiring (the rest: root files of k1node, management, manage.py, bench)   imports 
 batches                                                                 recovery, scheduling, base
 recovery                                                                scheduling, base
 scheduling | webhooks                                                   base
-base (k1node.api, access, events, operations, live, lib)                nothing above
+base (k1node.api, access, audit, events, operations, live, lib)                nothing above
 """
 
 import ast
@@ -16,7 +16,7 @@ import pytest
 from django.apps import apps
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"api", "access", "events", "operations", "live", "lib"}
+BASE = {"api", "access", "audit", "events", "operations", "live", "lib"}
 BELOW = {
     "base": {"base"},
     "scheduling": {"scheduling", "base"},

@@ -113,7 +113,22 @@ def _refusal(request: Request, reason: str) -> AuthenticationFailed:
         "Authentication failed",
         extra={"reason": reason, "method": request.method, "path": request.path, "remote": _remote()},
     )
-    return AuthenticationFailed(REFUSED)
+    error = AuthenticationFailed(REFUSED)
+    error.reason = reason  # type: ignore[attr-defined]  # for the audit log
+    return error
+
+
+def kind_of(request: Request) -> str:
+    """Return what the request tries to sign in with, told by its shape: key, task, jwt, token or session."""
+    header = request.META.get("HTTP_AUTHORIZATION", "")
+    if not header:
+        return "session"
+    token = header.partition(" ")[2].strip()
+    if token.startswith("sk-"):
+        return "key"
+    if token.startswith(task_tokens.PREFIX):
+        return "task"
+    return "jwt" if token.startswith("eyJ") and token.count(".") == 2 else "token"
 
 
 def _remote() -> str:

@@ -6,17 +6,19 @@ from typing import Any, ClassVar, TypeVar
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import ViewSet
 
 from k1node.access import limits
+from k1node.access.authentication import kind_of
 from k1node.access.principal import Principal
 from k1node.api.negotiation import Negotiation
 from k1node.api.pagination import PagePagination
 from k1node.api.serializers import QuerySerializer, StrictSerializer
+from k1node.audit import trail
 from k1node.lib import origin
 from k1node.lib.errors import FieldInvalid, NotFound
 
@@ -64,8 +66,10 @@ class ApiViewSet(ViewSet):
         """Recognise the caller and let them pay for the request. Raises AuthenticationFailed, RateLimited."""
         try:
             super().perform_authentication(request)
-        except AuthenticationFailed:
+        except (AuthenticationFailed, PermissionDenied) as error:
+            # Beyond the limit a credential is not even a failed one.
             limits.charge(request._request, None)
+            trail.refused(kind_of(request) + ".refused", getattr(error, "reason", str(error.detail)))
             raise
         if not isinstance(request.user, Principal):
             if limits.verdict_on(request._request) is None:
@@ -74,6 +78,13 @@ class ApiViewSet(ViewSet):
         if (asked_from := origin.current()) is not None:
             asked_from.actor, asked_from.actor_name = request.user.identity, request.user.name
         limits.charge(request._request, request.user)
+
+    def check_permissions(self, request: Request) -> None:
+        try:
+            super().check_permissions(request)
+        except PermissionDenied as error:
+            trail.refused("access.denied", str(error.detail), target=f"{request.method} {request.path_info}")
+            raise
 
     @property
     def allowed_methods(self) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from django.db import InterfaceError, OperationalError
 
+from k1node.audit import trail
 from k1node.events import log
 from k1node.lib import sql
 from k1node.lib.errors import Conflict, NotFound
@@ -124,6 +125,14 @@ def plan(
                     for place, subject in enumerate(subjects[start : start + 10_000], start + 1)
                 ],
             )
+        trail.record(
+            f"{kind}.planned",
+            f"{kind}:{row.operation_id}",
+            after={"selection": row.selection, "total": row.total},
+            reason=reason,
+            by=by,
+            now=now,
+        )
         return row
 
     return sql.in_transaction(work)
@@ -310,6 +319,8 @@ def _publish(row: Operation, word: str, by: str, *, now: datetime) -> None:
     if by:
         fact["by"] = by
     log.publish(f"{row.kind}.{word}", fact, now=now)
+    if by:
+        trail.record(f"{row.kind}.{word}", f"{row.kind}:{row.operation_id}", after=fact, by=by, now=now)
 
 
 def prune(*, before: datetime, now: datetime) -> int:

@@ -21,7 +21,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNod
     with both.postgresql(1) as server:
         database = {"DB_HOST": server["DB_HOST"], "DB_USER": server["DB_USER"], "DB_NAME": "postgres"}
         folder = tmp_path_factory.mktemp("nodes")
-        secret = {"SECRET_KEY": "the same on both nodes, as any cluster needs it to be"}
+        secret = {
+            "SECRET_KEY": "the same on both nodes, as any cluster needs it to be",
+            "K1NODE_AUDIT_KEY": "this one too, so that each can check what the other sealed",
+        }
         with (
             running_node(folder / "a", **database, **secret) as first,
             running_node(folder / "b", **database, **secret) as second,
