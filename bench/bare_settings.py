@@ -1,6 +1,8 @@
 """The node's settings without what it puts around a view: for the plain view that the API's list is held against."""
 
-from k1node.settings import *  # noqa: F403
+from k1node import settings as node
+
+globals().update({name: value for name, value in vars(node).items() if name.isupper()})
 
 ROOT_URLCONF = "bench.bare_web"
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
