@@ -40,10 +40,17 @@ CURSOR_PARAMETER: dict[str, Any] = {
     "description": "`pagination.next_cursor` of the page before; instead of `page`",
     "schema": {"type": "string", "maxLength": 64},
 }
+LINK_HEADER: dict[str, Any] = {
+    "description": (
+        f"Addresses of other pages (RFC 8288): first, prev, next and last, the last within {TOTAL_CAP:,} entries. With "
+        "a cursor only next; on the last page of one, none"
+    ),
+    "schema": {"type": "string", "examples": ['<http://localhost:3000/api/v2/tasks?page=1>; rel="first"']},
+}
 
 
 class PagePagination(BasePagination):
-    """`page` and `limit`; answers `{"<view.list_key>": […], "pagination": {page, limit, total}}`."""
+    """`page` and `limit`; answers `{"<view.list_key>": […], "pagination": {page, limit, total}}`, and Link."""
 
     parameters: Sequence[dict[str, Any]] = (PAGE_PARAMETER, LIMIT_PARAMETER)
     has_cursor = False
@@ -54,6 +61,7 @@ class PagePagination(BasePagination):
     ) -> list[Any]:
         """Return the rows of the page asked for. Raises FieldInvalid."""
         self.view = view
+        self.address = request.build_absolute_uri()
         self.limit = _whole(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
         self.page = _whole(request, "page", 1, TOTAL_CAP)
         start = (self.page - 1) * self.limit
@@ -75,7 +83,26 @@ class PagePagination(BasePagination):
         return facts
 
     def get_paginated_response(self, data: Any) -> Response:
-        return Response({getattr(self.view, "list_key", "entries"): data, "pagination": self.facts()})
+        response = Response({getattr(self.view, "list_key", "entries"): data, "pagination": self.facts()})
+        links = [f'<{address}>; rel="{name}"' for name, address in self.links().items() if address]
+        if links:
+            response["Link"] = ", ".join(links)
+        return response
+
+    def links(self) -> dict[str, str | None]:
+        """Return the addresses of the pages around this one, as the caller wrote it; None where there is none."""
+        return {
+            "first": self._page_address(1),
+            "prev": self._page_address(min(self.page - 1, self._last_page())) if self.page > 1 else None,
+            "next": self._page_address(self.page + 1) if self.page < self._last_page() else None,
+            "last": self._page_address(self._last_page()),
+        }
+
+    def _last_page(self) -> int:
+        return max(1, -(-self.total // self.limit))
+
+    def _page_address(self, page: int) -> str:
+        return str(replace_query_param(self.address, "page", page))
 
     # --- for the OpenAPI document -------------------------------------------------------------------------------
     def get_schema_operation_parameters(self, view: "APIView") -> list[dict[str, Any]]:
@@ -151,12 +178,13 @@ class CursorPagination(PagePagination):
         facts = {"limit": self.limit} if self.by_cursor else super().facts()
         return {**facts, "next_cursor": self.next_cursor}
 
-    def get_paginated_response(self, data: Any) -> Response:
-        response = super().get_paginated_response(data)
-        if self.next_cursor:
-            address = replace_query_param(remove_query_param(self.address, "page"), "cursor", self.next_cursor)
-            response["Link"] = f'<{address}>; rel="next"'
-        return response
+    def links(self) -> dict[str, str | None]:
+        # The next page by the cursor also after a numbered one: no new row can shift what follows.
+        following = {"next": self._cursor_address(self.next_cursor) if self.next_cursor else None}
+        return following if self.by_cursor else {**super().links(), **following}
+
+    def _cursor_address(self, cursor: str) -> str:
+        return str(replace_query_param(remove_query_param(self.address, "page"), "cursor", cursor))
 
     def facts_schema(self) -> dict[str, Any]:
         schema = super().facts_schema()

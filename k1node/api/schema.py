@@ -13,7 +13,7 @@ from rest_framework.pagination import BasePagination
 
 from k1node.access.permissions import required_scopes
 from k1node.api.error_codes import CODES
-from k1node.api.pagination import PagePagination
+from k1node.api.pagination import LINK_HEADER, PagePagination
 from k1node.api.renderers import JSON, PROBLEM
 
 Document = dict[str, Any]
@@ -139,8 +139,19 @@ class Schema(AutoSchema):
             return bare
         return name.removesuffix("Output")
 
+    def _answer_headers(self) -> Document:
+        """Return the headers of answers 2xx that no single view has to name."""
+        headers: Document = {}
+        if self.method == "GET" and "list" in getattr(self.view, "action", ""):
+            headers["Link"] = LINK_HEADER
+        return headers
+
     def _get_response_bodies(self, direction: Any = "response") -> Document:
         bodies: Document = super()._get_response_bodies(direction)
+        headers = self._answer_headers()
+        for code, body in bodies.items():
+            if code.startswith("2") and headers:
+                body["headers"] = {**headers, **body.get("headers", {})}
         for status in self._error_statuses():
             # What a view documents itself stands.
             bodies.setdefault(str(status), self._error_reference(status))

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,11 @@ def reader(api_client: Clients) -> APIClient:
 
 def names(response: Any, key: str = "echoes") -> list[str]:
     return [row["name"] for row in response.json()[key]]
+
+
+def links(response: Any) -> dict[str, str]:
+    """Return the addresses in Link by their rel."""
+    return {name: address for address, name in re.findall(r'<([^>]*)>; rel="([a-z]+)"', response.get("Link", ""))}
 
 
 def test_pages_by_number(reader: APIClient) -> None:
@@ -67,22 +73,88 @@ def test_a_cursor_walks_the_whole_list_while_it_grows(reader: APIClient) -> None
     seen += names(response, "keys")
     assert response.json()["pagination"]["total"] == 25
     ApiKey.objects.create(name="new", digest="n")
-    while "Link" in response:
-        assert response["Link"].endswith('>; rel="next"')
-        response = reader.get(response["Link"].removeprefix("<").partition(">")[0])
+    while "next" in links(response):
+        response = reader.get(links(response)["next"])
+        assert set(links(response)) <= {"next"}
         seen += names(response, "keys")
 
     assert seen == [*(str(number) for number in range(23, -1, -1)), "test"]
     assert response.json()["pagination"] == {"limit": 10, "next_cursor": None}
+    assert "Link" not in response
 
 
-def test_the_link_keeps_the_limit_and_drops_the_page(reader: APIClient) -> None:
+def test_the_next_link_of_a_growing_list_keeps_the_limit_and_drops_the_page(reader: APIClient) -> None:
     response = reader.get("/api/v2/keys?limit=5&page=2")
 
-    address = response["Link"].partition(">")[0]
-    assert "limit=5" in address
-    assert "page=" not in address
-    assert names(reader.get(address.removeprefix("<")), "keys")[0] == "13"
+    cursor = response.json()["pagination"]["next_cursor"]
+    assert response["Link"] == (
+        '<http://testserver/api/v2/keys?limit=5&page=1>; rel="first", '
+        '<http://testserver/api/v2/keys?limit=5&page=1>; rel="prev", '
+        f'<http://testserver/api/v2/keys?cursor={cursor}&limit=5>; rel="next", '
+        '<http://testserver/api/v2/keys?limit=5&page=5>; rel="last"'
+    )
+    assert names(reader.get(links(response)["next"]), "keys")[0] == "13"
+
+
+@pytest.mark.parametrize(
+    ("query", "pages"),
+    [
+        pytest.param("", {"first": 1, "next": 2, "last": 2}, id="first page"),
+        pytest.param("page=2", {"first": 1, "prev": 1, "last": 2}, id="last page"),
+        pytest.param("limit=5&page=3", {"first": 1, "prev": 2, "next": 4, "last": 5}, id="in between"),
+        pytest.param("limit=100", {"first": 1, "last": 1}, id="only page"),
+        pytest.param("page=40", {"first": 1, "prev": 2, "last": 2}, id="beyond the end"),
+    ],
+)
+def test_links_lead_to_the_pages_around(reader: APIClient, query: str, pages: dict[str, int]) -> None:
+    response = reader.get(f"/api/v2/echoes?{query}")
+
+    found = links(response)
+    assert {name: int(address.partition("page=")[2]) for name, address in found.items()} == pages
+    assert [reader.get(address).status_code for address in found.values()] == [200] * len(pages)
+
+
+def test_links_keep_the_filters_and_the_host(reader: APIClient) -> None:
+    response = reader.get(
+        "/api/v2/echoes?enabled=true&since=2025-11-09T00:00:00%2B00:00&limit=20", headers={"Host": "localhost:3000"}
+    )
+
+    address = (
+        "http://localhost:3000/api/v2/echoes?enabled=true&limit=20&page={}&since=2025-11-09T00%3A00%3A00%2B00%3A00"
+    )
+    assert response["Link"] == (
+        f'<{address.format(1)}>; rel="first", <{address.format(2)}>; rel="next", <{address.format(2)}>; rel="last"'
+    )
+
+
+def test_an_empty_list_has_one_page(api_client: Clients) -> None:
+    client = api_client("scheduler:read")
+
+    assert {name: address[-6:] for name, address in links(client.get("/api/v2/scheduler/schedules")).items()} == {
+        "first": "page=1",
+        "last": "page=1",
+    }
+
+
+def test_links_stay_within_the_cap(reader: APIClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pagination, "TOTAL_CAP", 10)
+
+    last = reader.get("/api/v2/echoes?limit=4&page=3")
+    growing = reader.get("/api/v2/keys?limit=4&page=3")
+
+    assert {name: address[-6:] for name, address in links(last).items()} == {
+        "first": "page=1",
+        "prev": "page=2",
+        "last": "page=3",
+    }
+    assert "cursor=" in links(growing)["next"]
+
+
+def test_links_are_those_of_the_path_that_was_asked_for(reader: APIClient) -> None:
+    # As a proxy that publishes the node below a prefix has it.
+    response = reader.get("/api/v2/echoes?limit=100", SCRIPT_NAME="/node")
+
+    assert links(response)["first"] == "http://testserver/node/api/v2/echoes?limit=100&page=1"
 
 
 def test_a_list_that_ends_with_the_page_has_no_next_cursor(reader: APIClient) -> None:

@@ -65,6 +65,15 @@ def test_pagination_is_shared(probe: dict[str, Any]) -> None:
     assert set(probe["components"]["schemas"]["EchoList"]["properties"]) == {"echoes", "pagination"}
 
 
+def test_links_of_lists_are_declared(probe: dict[str, Any]) -> None:
+    for path in ("/echoes", "/keys", "/circuit-breaker/status"):
+        assert (
+            "first, prev, next and last"
+            in probe["paths"][path]["get"]["responses"]["200"]["headers"]["Link"]["description"]
+        )
+    assert "headers" not in probe["paths"]["/echoes/{echoId}"]["get"]["responses"]["200"]
+
+
 def test_errors_are_declared(probe: dict[str, Any]) -> None:
     operation = probe["paths"]["/echoes"]["post"]
 
