@@ -86,6 +86,7 @@ INSTALLED_APPS = [
     "k1node.events",
     "k1node.access",
     "k1node.audit",
+    "k1node.api",
     "k1node.operations",
     "scheduling",
     "recovery",

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from k1node.access import buckets
+from k1node.api import idempotency
 from k1node.audit import chain
 from k1node.operations import jobs
 from recovery import dead_letters, interventions
@@ -30,4 +31,5 @@ def prune(*, now: datetime, after: int = 0) -> Pruned:
         buckets.forget()  # a handful of rows, which say nothing; not counted
     gone += chain.prune(now - timedelta(days=settings.K1NODE_KEEP_AUDIT_DAYS), now=now)
     gone += pruned.rows + interventions.prune(now - keep_tasks)
+    gone += idempotency.prune(now=now)
     return Pruned(gone, pruned.after)

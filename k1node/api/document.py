@@ -6,6 +6,7 @@ from typing import Any
 import inflection
 from drf_spectacular.generators import SchemaGenerator
 
+from k1node.api.idempotency import KEY_PARAMETER
 from k1node.api.pagination import CURSOR_PARAMETER, LIMIT_PARAMETER, PAGE_PARAMETER
 from k1node.api.schema import Document
 
@@ -13,6 +14,7 @@ SHARED_PARAMETERS: dict[str, Document] = {
     "PageParam": PAGE_PARAMETER,
     "LimitParam": LIMIT_PARAMETER,
     "CursorParam": CURSOR_PARAMETER,
+    "IdempotencyKey": KEY_PARAMETER,
 }
 
 
@@ -56,7 +58,7 @@ def without_nullable(node: Any) -> None:
 
 
 def share_parameters(document: Document) -> None:
-    """Replace the pagination's parameters by references to the components the design names."""
+    """Replace the parameters that many operations have by references to components."""
     shared = {name: {**parameter, "required": False} for name, parameter in SHARED_PARAMETERS.items()}
     used: set[str] = set()
     for item in document["paths"].values():

@@ -12,6 +12,7 @@ from rest_framework import permissions
 from rest_framework.pagination import BasePagination
 
 from k1node.access.permissions import required_scopes
+from k1node.api import idempotency
 from k1node.api.error_codes import CODES
 from k1node.api.pagination import LINK_HEADER, PagePagination
 from k1node.api.renderers import JSON, PROBLEM
@@ -139,9 +140,21 @@ class Schema(AutoSchema):
             return bare
         return name.removesuffix("Output")
 
+    def _get_parameters(self) -> list[Document]:
+        return [*super()._get_parameters(), *({"required": False, **each} for each in self._header_parameters())]
+
+    def _header_parameters(self) -> Iterator[Document]:
+        if self._is_idempotent():
+            yield idempotency.KEY_PARAMETER
+
+    def _is_idempotent(self) -> bool:
+        return self.method == "POST" and bool(getattr(self.view, "idempotent", False))
+
     def _answer_headers(self) -> Document:
         """Return the headers of answers 2xx that no single view has to name."""
         headers: Document = {}
+        if self._is_idempotent():
+            headers[idempotency.REPLAYED] = idempotency.REPLAYED_HEADER
         if self.method == "GET" and "list" in getattr(self.view, "action", ""):
             headers["Link"] = LINK_HEADER
         return headers

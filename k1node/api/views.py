@@ -1,6 +1,7 @@
 """The base of every endpoint: validate, one call into the app, respond."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from django.db.models import QuerySet
@@ -15,6 +16,7 @@ from rest_framework.viewsets import ViewSet
 from k1node.access import limits
 from k1node.access.authentication import kind_of
 from k1node.access.principal import Principal
+from k1node.api import idempotency
 from k1node.api.negotiation import Negotiation
 from k1node.api.pagination import PagePagination
 from k1node.api.serializers import QuerySerializer, StrictSerializer
@@ -40,6 +42,9 @@ class ApiViewSet(ViewSet):
     list_key = "entries"
     list_name: str | None = None
     pagination_class: type[PagePagination] = PagePagination
+    # Whether a POST heeds Idempotency-Key, and the fields of answers that only the first may show.
+    idempotent: ClassVar[bool] = True
+    secret_fields: ClassVar[Sequence[str]] = ()
     filter_backends: ClassVar[Sequence[Any]] = ()
 
     content_negotiation_class = Negotiation
@@ -61,6 +66,9 @@ class ApiViewSet(ViewSet):
         if (request.method or "") not in self.allowed_methods:
             # An action may be called `get`, and the framework would take it for the answer to a GET of any path.
             self.http_method_not_allowed(request)
+        if request.method == "POST" and self.idempotent and (key := idempotency.key_of(request)) is not None:
+            name = "post"  # by which the framework looks for the handler, after this
+            setattr(self, name, partial(idempotency.once, self, key, getattr(self, name)))
 
     def perform_authentication(self, request: Request) -> None:
         """Recognise the caller and let them pay for the request. Raises AuthenticationFailed, RateLimited."""

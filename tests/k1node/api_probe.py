@@ -1,6 +1,8 @@
 """Endpoints that do nothing but show the base of the API, and the URL configuration that has them."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
@@ -140,6 +142,50 @@ class GrowingViewSet(ApiViewSet):
         return self.listed(ApiKey.objects.all(), KeyOutput)
 
 
+class KeyInput(strict.StrictSerializer):
+    name = strict.StrictString(default="made")
+
+
+class MadeOutput(strict.StrictSerializer):
+    name = strict.StrictString()
+    secret = strict.StrictString()
+
+
+class MakingViewSet(ApiViewSet):
+    """Makes a row at each call; `meanwhile` is called between that and the answer."""
+
+    required_scopes = {"make": ["scheduler:write"], "make_bare": ["scheduler:write"]}
+    secret_fields = ("secret",)
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)
+
+    @extend_schema(request=KeyInput, responses={201: MadeOutput})
+    def make(self, request: Request) -> Response:
+        """Make one."""
+        name = self.validated(KeyInput)["name"]
+        number = ApiKey.objects.create(name=name, digest=token_hex()).pk
+        self.meanwhile()
+        secret = f"whsec_{'0123456789' * 3}{number}"
+        body = {"name": name, "secret": secret, "inner": [{"secret": secret, "hint": "short"}, {"secret": "tiny"}]}
+        return created(body, location=f"/api/v2/made/{number}")
+
+    @extend_schema(request=KeyInput, responses={204: None})
+    def make_bare(self, request: Request) -> Response:
+        """Make one and say nothing."""
+        ApiKey.objects.create(name="bare", digest=token_hex())
+        return gone()
+
+
+class HeedlessViewSet(MakingViewSet):
+    idempotent = False
+
+
+class ReluctantViewSet(MakingViewSet):
+    def make(self, request: Request) -> Response:
+        """Make one and return, not raise, that it did not go well."""
+        super().make(request)
+        return Response({"done": False}, status=409)
+
+
 def broken(request: HttpRequest) -> HttpResponse:
     raise ZeroDivisionError("secret detail")
 
@@ -160,6 +206,11 @@ urlpatterns = [
     path("api/v2/forgotten", EchoViewSet.as_view({"get": "forgotten"})),
     path("api/v2/echoes/<str:echo_id>", EchoViewSet.as_view(ONE)),
     path("api/v2/keys", GrowingViewSet.as_view({"get": "list"})),
+    path("api/v2/made", MakingViewSet.as_view(dict.fromkeys(("post", "put", "patch", "delete", "get"), "make"))),
+    path("api/v2/made/elsewhere", MakingViewSet.as_view({"post": "make"})),
+    path("api/v2/made/bare", MakingViewSet.as_view({"post": "make_bare"})),
+    path("api/v2/made/heedless", HeedlessViewSet.as_view({"post": "make"})),
+    path("api/v2/made/reluctant", ReluctantViewSet.as_view({"post": "make"})),
     path("api/v2/broken", broken),
     path("", include(urls)),
 ]

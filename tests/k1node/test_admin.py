@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from k1node.access import keys
 from k1node.access.models import ApiKey
+from k1node.api.models import IdempotentAnswer
 from k1node.events import log
 from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
@@ -136,6 +137,9 @@ def rows() -> dict[type[models.Model], models.Model]:
         ScheduleTally: ScheduleTally.objects.create(schedule=schedule, shard=0, completed=2),
         Event: Event.objects.get(),
         ApiKey: key,
+        IdempotentAnswer: IdempotentAnswer.objects.create(
+            identity="0" * 64, asked_by=HOSTILE, path=HOSTILE, status=201, body=HOSTILE.encode(), created_at=NOW
+        ),
         User: User.objects.create_user("other", first_name=HOSTILE),
     }
 
@@ -173,7 +177,7 @@ def text_of(response: Any) -> str:
 def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> None:
     ours = {
         model
-        for label in ("scheduling", "recovery", "events", "access", "operations")
+        for label in ("scheduling", "recovery", "events", "access", "api", "operations")
         for model in apps.get_app_config(label).get_models()
     }
 

@@ -74,6 +74,21 @@ def test_links_of_lists_are_declared(probe: dict[str, Any]) -> None:
     assert "headers" not in probe["paths"]["/echoes/{echoId}"]["get"]["responses"]["200"]
 
 
+def test_idempotency_is_declared_on_every_post(probe: dict[str, Any]) -> None:
+    reference = {"$ref": "#/components/parameters/IdempotencyKey"}
+    posts = {path: item["post"] for path, item in probe["paths"].items() if "post" in item}
+
+    without = {path for path, post in posts.items() if reference not in post.get("parameters", [])}
+    others = [item[name] for item in probe["paths"].values() for name in item if name != "post"]
+    assert without == {"/made/heedless"}
+    assert not [operation for operation in others if reference in operation.get("parameters", [])]
+    for path in posts.keys() - without:
+        answers = [answer for code, answer in posts[path]["responses"].items() if code.startswith("2")]
+        assert [("Idempotency-Replayed" in answer["headers"]) for answer in answers] == [True] * len(answers)
+    assert probe["components"]["parameters"]["IdempotencyKey"]["required"] is False
+    assert {"Location", "Idempotency-Replayed"} == set(probe["paths"]["/tasks"]["post"]["responses"]["202"]["headers"])
+
+
 def test_errors_are_declared(probe: dict[str, Any]) -> None:
     operation = probe["paths"]["/echoes"]["post"]
 
