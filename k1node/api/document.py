@@ -6,6 +6,7 @@ from typing import Any
 import inflection
 from drf_spectacular.generators import SchemaGenerator
 
+from k1node.api.conditional import IF_MATCH_PARAMETER, IF_NONE_MATCH_PARAMETER
 from k1node.api.idempotency import KEY_PARAMETER
 from k1node.api.pagination import CURSOR_PARAMETER, LIMIT_PARAMETER, PAGE_PARAMETER
 from k1node.api.schema import Document
@@ -15,6 +16,8 @@ SHARED_PARAMETERS: dict[str, Document] = {
     "LimitParam": LIMIT_PARAMETER,
     "CursorParam": CURSOR_PARAMETER,
     "IdempotencyKey": KEY_PARAMETER,
+    "IfMatch": IF_MATCH_PARAMETER,
+    "IfNoneMatch": IF_NONE_MATCH_PARAMETER,
 }
 
 

@@ -12,7 +12,7 @@ from rest_framework import permissions
 from rest_framework.pagination import BasePagination
 
 from k1node.access.permissions import required_scopes
-from k1node.api import idempotency
+from k1node.api import conditional, idempotency
 from k1node.api.error_codes import CODES
 from k1node.api.pagination import LINK_HEADER, PagePagination
 from k1node.api.renderers import JSON, PROBLEM
@@ -28,6 +28,7 @@ ERRORS: dict[int, tuple[str, str]] = {
     405: ("MethodNotAllowed", "Method not allowed on this path"),
     406: ("NotAcceptable", "No representation the client accepts"),
     409: ("Conflict", "Resource conflict (e.g., duplicate ID)"),
+    412: ("PreconditionFailed", "The resource has changed since it was read"),
     413: ("PayloadTooLarge", "Request body larger than 1 MB"),
     415: ("UnsupportedMediaType", "Request body in another media type than JSON"),
     429: ("TooManyRequests", "Rate limit exceeded"),
@@ -146,15 +147,24 @@ class Schema(AutoSchema):
     def _header_parameters(self) -> Iterator[Document]:
         if self._is_idempotent():
             yield idempotency.KEY_PARAMETER
+        if self._is_conditional() and self.method in ("PATCH", "PUT", "DELETE"):
+            yield conditional.IF_MATCH_PARAMETER
+        elif self._is_conditional() and self.method == "GET":
+            yield conditional.IF_NONE_MATCH_PARAMETER
 
     def _is_idempotent(self) -> bool:
         return self.method == "POST" and bool(getattr(self.view, "idempotent", False))
+
+    def _is_conditional(self) -> bool:
+        return getattr(self.view, "action", "") in getattr(self.view, "conditional_actions", ())
 
     def _answer_headers(self) -> Document:
         """Return the headers of answers 2xx that no single view has to name."""
         headers: Document = {}
         if self._is_idempotent():
             headers[idempotency.REPLAYED] = idempotency.REPLAYED_HEADER
+        if self._is_conditional() and self.method != "DELETE":
+            headers["ETag"] = conditional.ETAG_HEADER
         if self.method == "GET" and "list" in getattr(self.view, "action", ""):
             headers["Link"] = LINK_HEADER
         return headers
@@ -165,6 +175,8 @@ class Schema(AutoSchema):
         for code, body in bodies.items():
             if code.startswith("2") and headers:
                 body["headers"] = {**headers, **body.get("headers", {})}
+        if self._is_conditional() and self.method == "GET":
+            bodies["304"] = {"description": conditional.NOT_MODIFIED, "headers": {"ETag": conditional.ETAG_HEADER}}
         for status in self._error_statuses():
             # What a view documents itself stands.
             bodies.setdefault(str(status), self._error_reference(status))
@@ -180,6 +192,8 @@ class Schema(AutoSchema):
             yield from (409, 413, 415)
         elif self.method == "DELETE":
             yield 409
+        if self._is_conditional() and self.method in ("PATCH", "PUT", "DELETE"):
+            yield 412
         yield from (429, 500, 503)
 
     def _error_reference(self, status: int) -> Document:

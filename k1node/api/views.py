@@ -1,10 +1,10 @@
 """The base of every endpoint: validate, one call into the app, respond."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
@@ -16,15 +16,16 @@ from rest_framework.viewsets import ViewSet
 from k1node.access import limits
 from k1node.access.authentication import kind_of
 from k1node.access.principal import Principal
-from k1node.api import idempotency
+from k1node.api import conditional, idempotency
 from k1node.api.negotiation import Negotiation
 from k1node.api.pagination import PagePagination
 from k1node.api.serializers import QuerySerializer, StrictSerializer
 from k1node.audit import trail
-from k1node.lib import origin
-from k1node.lib.errors import FieldInvalid, NotFound
+from k1node.lib import origin, sql
+from k1node.lib.errors import FieldInvalid, NotFound, PreconditionFailed
 
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 
 class ApiViewSet(ViewSet):
@@ -45,6 +46,9 @@ class ApiViewSet(ViewSet):
     # Whether a POST heeds Idempotency-Key, and the fields of answers that only the first may show.
     idempotent: ClassVar[bool] = True
     secret_fields: ClassVar[Sequence[str]] = ()
+    # The actions that are `tagged` or `guarded`, and the fields of the row that a PATCH can change.
+    conditional_actions: ClassVar[Collection[str]] = ()
+    settings_fields: ClassVar[Sequence[str]] = ()
     filter_backends: ClassVar[Sequence[Any]] = ()
 
     content_negotiation_class = Negotiation
@@ -149,6 +153,39 @@ class ApiViewSet(ViewSet):
         if row is None:
             raise NotFound()
         return row
+
+    def tagged(self, row: Model, response: Response) -> Response:
+        """Return `response`, which shows `row`, with its ETag; or a 304 if the caller knows this state already."""
+        renderer = self.request.accepted_renderer
+        form = f"{type(renderer).__name__} {renderer.media_type}"
+        etag = conditional.tag(row, self.settings_fields, response.data, form)
+        if self.request.method in ("GET", "HEAD"):
+            known = conditional.named(self.request, conditional.IF_NONE_MATCH)
+            if known is not None and conditional.is_known(etag, known):
+                response = Response(status=304)
+            # The caller may keep it, but has to ask each time whether it still holds.
+            response["Cache-Control"] = "private, no-cache"
+        response["ETag"] = etag
+        return response
+
+    def guarded(self, rows: QuerySet[Any], write: Callable[[], Result]) -> Result:
+        """Return write(), unless If-Match names another version of the one row in `rows`, which is locked for that.
+
+        Raises NotFound and PreconditionFailed. Without the header there is neither a lock nor a query.
+        """
+        meant = conditional.named(self.request, conditional.IF_MATCH)
+        if meant is None:
+            return write()
+
+        def work() -> Result:
+            row = (rows.select_for_update(no_key=True) if sql.is_postgresql() else rows).first()
+            if row is None:
+                raise NotFound()
+            if not conditional.is_meant(conditional.version(row, self.settings_fields), meant):
+                raise PreconditionFailed()
+            return write()
+
+        return sql.in_transaction(work)
 
 
 def created(body: Any, *, location: str) -> Response:

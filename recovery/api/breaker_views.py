@@ -68,6 +68,8 @@ class BreakerViewSet(ApiViewSet):
     }
     tags = TAGS
     list_key = "breakers"
+    conditional_actions = {"get", "create", "update", "delete_breaker"}
+    settings_fields = breakers.FIGURES
 
     @extend_schema(
         parameters=[BreakerFilters], responses={200: OpenApiResponse(BreakerStatusOutput, "State of the breakers")}
@@ -92,7 +94,8 @@ class BreakerViewSet(ApiViewSet):
     def get(self, request: Request, breaker_id: str) -> Response:
         """Get a circuit breaker and its settings"""
         self.query()
-        return Response(_detail(_breaker(breaker_id), database_now()))
+        row = _breaker(breaker_id)
+        return self.tagged(row, Response(_detail(row, database_now())))
 
     @extend_schema(
         parameters=[LOCATION],
@@ -103,7 +106,7 @@ class BreakerViewSet(ApiViewSet):
         """Make a circuit breaker before its first use"""
         now, by, body = self._asked(BreakerInput)
         row = breakers.create(body.pop("breaker_id"), body, by, now=now)
-        return created(_detail(row, now), location=_address(row))
+        return self.tagged(row, created(_detail(row, now), location=_address(row)))
 
     @extend_schema(
         request=BreakerSettingsInput, responses={200: OpenApiResponse(BreakerDetailOutput, "Breaker updated")}
@@ -114,7 +117,9 @@ class BreakerViewSet(ApiViewSet):
         They hold from the next result on.
         """
         now, by, body = self._asked(BreakerSettingsInput, row=_breaker(breaker_id))
-        return Response(_detail(breakers.configure(breaker_id, body, by, now=now), now))
+        rows = Breaker.objects.filter(breaker_id=breaker_id)
+        row = self.guarded(rows, lambda: breakers.configure(breaker_id, body, by, now=now))
+        return self.tagged(row, Response(_detail(row, now)))
 
     @extend_schema(request=InterventionInput, responses={204: OpenApiResponse(description="Breaker deleted")})
     def delete_breaker(self, request: Request, breaker_id: str) -> Response:
@@ -123,7 +128,8 @@ class BreakerViewSet(ApiViewSet):
         409 while it is not closed, or while a schedule or an unfinished task names it.
         """
         now, by, _ = self._asked(InterventionInput)
-        breakers.delete(breaker_id, by, now=now)
+        rows = Breaker.objects.filter(breaker_id=breaker_id)
+        self.guarded(rows, lambda: breakers.delete(breaker_id, by, now=now))
         return gone()
 
     @extend_schema(request=UntilInput, responses={202: OpenApiResponse(BreakerDetailOutput, "Breaker held open")})

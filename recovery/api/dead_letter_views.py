@@ -69,6 +69,7 @@ class DeadLetterViewSet(ApiViewSet):
     list_key = "entries"
     list_name = "DLQList"
     pagination_class = CursorPagination
+    conditional_actions = {"get", "create"}
 
     @extend_schema(parameters=[DeadLetterFilters], responses={200: OpenApiResponse(DeadLetterOutput(many=True))})
     def list_entries(self, request: Request) -> Response:
@@ -86,7 +87,8 @@ class DeadLetterViewSet(ApiViewSet):
         With the runs of the task, what was changed when it was resubmitted, and the entries before it.
         """
         self.query()
-        return Response(_detail(_letter(dlq_id)))
+        letter = _letter(dlq_id)
+        return self.tagged(letter, Response(_detail(letter)))
 
     @extend_schema(responses={200: OpenApiResponse(GroupsOutput, "Pending entries by what has failed")})
     def groups(self, request: Request) -> Response:
@@ -110,7 +112,7 @@ class DeadLetterViewSet(ApiViewSet):
         For something that failed elsewhere, or for a task that has ended and should run again. 409 if it has an entry.
         """
         letter = dead_letters.add_by_hand(self.validated(DeadLetterInput), By(self.principal.name), now=database_now())
-        return created(_detail(letter), location=_address(letter))
+        return self.tagged(letter, created(_detail(letter), location=_address(letter)))
 
     @extend_schema(request=ResubmitInput, responses={202: OpenApiResponse(ResubmittedOutput, "Resubmission queued")})
     def resubmit(self, request: Request, dlq_id: str) -> Response:

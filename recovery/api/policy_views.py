@@ -16,6 +16,7 @@ from recovery.api.policy_serializers import PolicyChangesInput, PolicyFilters, P
 from recovery.api.serializers import InterventionInput
 from recovery.records import By
 from scheduling.models import RetryPolicy
+from scheduling.policies import FIGURES
 
 READ = ("error-recovery:read",)
 ADMIN = ("error-recovery:admin",)
@@ -34,6 +35,8 @@ class PolicyViewSet(ApiViewSet):
     tags = ("Error Recovery",)
     list_key = "policies"
     list_name = "RetryPolicyList"
+    conditional_actions = {"get", "create", "update", "retire"}
+    settings_fields = (*FIGURES, "retired")
 
     @extend_schema(
         parameters=[PolicyFilters], responses={200: OpenApiResponse(PolicyOutput(many=True), "The retry policies")}
@@ -58,7 +61,8 @@ class PolicyViewSet(ApiViewSet):
         A retired one too: tasks may still name it.
         """
         self.query()
-        return Response(_shown(self.found(RetryPolicy.objects.all(), pk=name)))
+        row = self.found(RetryPolicy.objects.all(), pk=name)
+        return self.tagged(row, Response(_shown(row)))
 
     @extend_schema(
         parameters=[LOCATION], request=PolicyInput, responses={201: OpenApiResponse(PolicyOutput, "Policy created")}
@@ -70,7 +74,7 @@ class PolicyViewSet(ApiViewSet):
         """
         now, by, body = self._asked(PolicyInput)
         row = policies.create(body.pop("name"), body, by, now=now)
-        return created(_shown(row), location=reverse("retry-policy", kwargs={"name": row.name}))
+        return self.tagged(row, created(_shown(row), location=reverse("retry-policy", kwargs={"name": row.name})))
 
     @extend_schema(request=PolicyChangesInput, responses={200: OpenApiResponse(PolicyOutput, "Policy updated")})
     def update(self, request: Request, name: str) -> Response:
@@ -79,7 +83,9 @@ class PolicyViewSet(ApiViewSet):
         Its figures hold from the next end of a run on, for all tasks that name it; workers know them in five seconds.
         """
         now, by, body = self._asked(PolicyChangesInput)
-        return Response(_shown(policies.configure(name, body, by, now=now)))
+        rows = RetryPolicy.objects.filter(pk=name)
+        row = self.guarded(rows, lambda: policies.configure(name, body, by, now=now))
+        return self.tagged(row, Response(_shown(row)))
 
     @extend_schema(request=InterventionInput, responses={204: OpenApiResponse(description="Policy retired")})
     def retire(self, request: Request, name: str) -> Response:
@@ -89,7 +95,7 @@ class PolicyViewSet(ApiViewSet):
         the built-in ones.
         """
         now, by, _ = self._asked(InterventionInput)
-        policies.retire(name, by, now=now)
+        self.guarded(RetryPolicy.objects.filter(pk=name), lambda: policies.retire(name, by, now=now))
         return gone()
 
     def _asked(self, message: type[StrictSerializer]) -> tuple[datetime, By, dict[str, Any]]:

@@ -55,6 +55,7 @@ class RedriveViewSet(ApiViewSet):
     tags = ("Error Recovery",)
     list_key = "redrives"
     pagination_class = CursorPagination
+    conditional_actions = {"get"}
 
     @extend_schema(responses={200: OpenApiResponse(RedriveOutput(many=True))})
     def list_redrives(self, request: Request) -> Response:
@@ -69,7 +70,8 @@ class RedriveViewSet(ApiViewSet):
     def get(self, request: Request, redrive_id: str) -> Response:
         """Get a redrive and its progress"""
         self.query()
-        return Response(RedriveDetailOutput(_redrive(redrive_id)).data)
+        job = _redrive(redrive_id)
+        return self.tagged(job, Response(RedriveDetailOutput(job).data))
 
     @extend_schema(
         parameters=[LOCATION],

@@ -73,6 +73,8 @@ class ScheduleViewSet(ApiViewSet):
     tags = TAGS
     list_key = "schedules"
     list_name = "ScheduleList"
+    conditional_actions = {"retrieve", "create", "partial_update", "destroy"}
+    settings_fields = schedules.EDITABLE
 
     @extend_schema(
         parameters=[ScheduleFilters], responses={200: OpenApiResponse(ScheduleOutput(many=True), "List of schedules")}
@@ -101,13 +103,14 @@ class ScheduleViewSet(ApiViewSet):
         """
         values = self.validated(ScheduleInput)
         schedule = schedules.create(values, self.principal.name, now=database_now())
-        return created(_shown([schedule])[0], location=_schedule_address(schedule))
+        return self.tagged(schedule, created(_shown([schedule])[0], location=_schedule_address(schedule)))
 
     @extend_schema(responses={200: OpenApiResponse(ScheduleOutput, "Schedule details")})
     def retrieve(self, request: Request, schedule_id: str) -> Response:
         """Get schedule details"""
         self.query()
-        return Response(_shown([_schedule(schedule_id)])[0])
+        schedule = _schedule(schedule_id)
+        return self.tagged(schedule, Response(_shown([schedule])[0]))
 
     @extend_schema(request=ScheduleUpdate, responses={200: OpenApiResponse(ScheduleOutput, "Schedule updated")})
     def partial_update(self, request: Request, schedule_id: str) -> Response:
@@ -117,8 +120,11 @@ class ScheduleViewSet(ApiViewSet):
         """
         schedule = _schedule(schedule_id)
         changes = self.validated(ScheduleUpdate, partial=True, schedule_type=schedule.schedule_type)
-        changed = schedules.update(schedule, changes, self.principal.name, now=database_now())
-        return Response(_shown([changed])[0])
+        now, by = database_now(), self.principal.name
+        changed = self.guarded(
+            Schedule.objects.filter(pk=schedule.pk), lambda: schedules.update(schedule, changes, by, now=now)
+        )
+        return self.tagged(changed, Response(_shown([changed])[0]))
 
     @extend_schema(responses={204: OpenApiResponse(description="Schedule deleted")})
     def destroy(self, request: Request, schedule_id: str) -> Response:
@@ -126,7 +132,9 @@ class ScheduleViewSet(ApiViewSet):
 
         What it has queued or runs goes on, and its tasks stay readable.
         """
-        schedules.delete(_schedule(schedule_id), self.principal.name, now=database_now())
+        schedule = _schedule(schedule_id)
+        now, by = database_now(), self.principal.name
+        self.guarded(Schedule.objects.filter(pk=schedule.pk), lambda: schedules.delete(schedule, by, now=now))
         return gone()
 
     @extend_schema(
@@ -266,6 +274,7 @@ class TaskViewSet(ApiViewSet):
     list_key = "tasks"
     list_name = "TaskList"
     pagination_class = CursorPagination
+    conditional_actions = {"retrieve"}
 
     @extend_schema(
         parameters=[TaskFilters], responses={200: OpenApiResponse(TaskSummaryOutput(many=True), "List of tasks")}
@@ -301,7 +310,8 @@ class TaskViewSet(ApiViewSet):
         """
         self.query()
         task = _task(task_id)
-        return Response(TaskOutput(task, context={"attempts": queries.latest_attempts(task)}).data)
+        shown = TaskOutput(task, context={"attempts": queries.latest_attempts(task)}).data
+        return self.tagged(task, Response(shown))
 
     @extend_schema(
         parameters=[OutputFilters], responses={200: OpenApiResponse(TaskOutputOutput, "A page of the output")}
