@@ -43,7 +43,8 @@ class ApiViewSet(ViewSet):
     list_key = "entries"
     list_name: str | None = None
     pagination_class: type[PagePagination] = PagePagination
-    # Whether a POST heeds Idempotency-Key, and the fields of answers that only the first may show.
+    # Whether a POST heeds Idempotency-Key (never one of an unknown caller), and the fields of answers that only the
+    # first may show.
     idempotent: ClassVar[bool] = True
     secret_fields: ClassVar[Sequence[str]] = ()
     # The actions that are `tagged` or `guarded`, and the fields of the row that a PATCH can change.
@@ -70,9 +71,11 @@ class ApiViewSet(ViewSet):
         if (request.method or "") not in self.allowed_methods:
             # An action may be called `get`, and the framework would take it for the answer to a GET of any path.
             self.http_method_not_allowed(request)
-        if request.method == "POST" and self.idempotent and (key := idempotency.key_of(request)) is not None:
-            name = "post"  # by which the framework looks for the handler, after this
-            setattr(self, name, partial(idempotency.once, self, key, getattr(self, name)))
+        if request.method == "POST" and self.idempotent and isinstance(request.user, Principal):
+            key = idempotency.key_of(request)
+            if key is not None:
+                name = "post"  # by which the framework looks for the handler, after this
+                setattr(self, name, partial(idempotency.once, self, key, getattr(self, name)))
 
     def perform_authentication(self, request: Request) -> None:
         """Recognise the caller and let them pay for the request. Raises AuthenticationFailed, RateLimited."""

@@ -11,6 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import include, path
 from drf_spectacular.utils import extend_schema
 from rest_framework import exceptions
+from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -179,6 +180,10 @@ class HeedlessViewSet(MakingViewSet):
     idempotent = False
 
 
+class OpenViewSet(MakingViewSet):
+    permission_classes = (AllowAny,)
+
+
 class ReluctantViewSet(MakingViewSet):
     def make(self, request: Request) -> Response:
         """Make one and return, not raise, that it did not go well."""
@@ -210,6 +215,7 @@ urlpatterns = [
     path("api/v2/made/elsewhere", MakingViewSet.as_view({"post": "make"})),
     path("api/v2/made/bare", MakingViewSet.as_view({"post": "make_bare"})),
     path("api/v2/made/heedless", HeedlessViewSet.as_view({"post": "make"})),
+    path("api/v2/made/open", OpenViewSet.as_view({"post": "make"})),
     path("api/v2/made/reluctant", ReluctantViewSet.as_view({"post": "make"})),
     path("api/v2/broken", broken),
     path("", include(urls)),

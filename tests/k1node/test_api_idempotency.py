@@ -1,5 +1,9 @@
 """Idempotency-Key: the same POST sent again has no second effect, whatever happens in between."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.conf import settings
 from django.db import IntegrityError, OperationalError, connection
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
@@ -191,6 +196,12 @@ def test_a_view_can_leave_it_out(writer: APIClient) -> None:
 
     assert [response.status_code for response in answers] == [201, 201]
     assert (made(), IdempotentAnswer.objects.count()) == (2, 0)
+
+
+def test_callers_nobody_knows_share_no_answers(api_client: Clients) -> None:
+    answers = [post(api_client(), f"{MADE}/open") for _ in range(2)]
+
+    assert [(response.status_code, REPLAYED in response) for response in answers] == [(201, False)] * 2
 
 
 # --- keys -------------------------------------------------------------------------------------------------------
@@ -422,6 +433,42 @@ def test_a_transaction_that_the_database_wants_again_has_one_effect(
     response = post(writer)
 
     assert (response.status_code, failures, made()) == (201, [], 1)
+
+
+DIES = """
+import os, signal, sys
+import django
+from django.conf import settings
+settings.DATABASES["default"]["NAME"] = sys.argv[1]
+settings.ROOT_URLCONF = "tests.k1node.api_probe"
+django.setup()
+from rest_framework.test import APIClient
+from tests.k1node.api_probe import MakingViewSet
+MakingViewSet.meanwhile = staticmethod(lambda: os.kill(os.getpid(), signal.SIGKILL))
+client = APIClient()
+client.post("/api/v2/made", {}, format="json", headers={"Idempotency-Key": "k", "Authorization": sys.argv[2]})
+"""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_is_killed_after_the_effect_leaves_neither_effect_nor_answer() -> None:
+    authorization = f"Bearer {keys.issue('test', ['scheduler:write'])[1]}"
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "k1node.settings"}
+
+    died = subprocess.run(
+        [sys.executable, "-c", DIES, str(connection.settings_dict["NAME"]), authorization],
+        env=environment,
+        cwd=settings.BASE_DIR,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
+    )
+    rows = made(), IdempotentAnswer.objects.count()
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=authorization)
+    response = post(client)
+
+    assert (died.returncode, rows) == (-signal.SIGKILL, (0, 0))
+    assert (response.status_code, REPLAYED in response, made()) == (201, False, 1)
 
 
 @only_postgresql
