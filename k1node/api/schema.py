@@ -11,8 +11,10 @@ from drf_spectacular.plumbing import ResolvedComponent
 from rest_framework import permissions
 from rest_framework.pagination import BasePagination
 
+from k1node.access import scopes
 from k1node.access.permissions import required_scopes
 from k1node.api import conditional, idempotency
+from k1node.api import serializers as strict
 from k1node.api.error_codes import CODES
 from k1node.api.pagination import LINK_HEADER, PagePagination
 from k1node.api.renderers import JSON, PROBLEM
@@ -97,11 +99,6 @@ RATE_LIMIT_SCHEMA: Document = {
         "retry_after": {"type": "integer"},
     },
 }
-RATE_LIMIT_HEADERS: Document = {
-    "X-RateLimit-Limit": {"schema": {"type": "integer"}},
-    "X-RateLimit-Remaining": {"schema": {"type": "integer"}},
-    "X-RateLimit-Reset": {"schema": {"type": "string", "format": "date-time"}},
-}
 
 
 class Schema(AutoSchema):
@@ -124,6 +121,11 @@ class Schema(AutoSchema):
     def get_description(self) -> str:  # type: ignore[override]
         return super().get_description().partition("\n\n")[2]
 
+    def get_extensions(self) -> Document:
+        """Name the scopes of which any one opens the operation: an http scheme has nowhere else to put them."""
+        required = required_scopes(self.view, self.method)
+        return {**super().get_extensions(), **({"x-required-scopes": list(required)} if required else {})}
+
     def get_paginated_name(self, serializer_name: str) -> str:
         return getattr(self.view, "list_name", None) or f"{serializer_name}List"
 
@@ -140,6 +142,28 @@ class Schema(AutoSchema):
         if bare.endswith(("Input", "Update")):
             return bare
         return name.removesuffix("Output")
+
+    def _map_serializer(self, serializer: Any, direction: Any, bypass_extensions: bool = False) -> Document:
+        schema: Document = super()._map_serializer(serializer, direction, bypass_extensions)
+        for field in serializer.fields.values() if direction == "request" else ():
+            # Not with the rest of the field: the library would let a blank string pass beside the pattern.
+            if isinstance(field, strict.StrictString) and not field.read_only:
+                schema["properties"][field.field_name]["pattern"] = pattern_of(field)
+        if isinstance(serializer, strict.StrictSerializer) and direction == "request":
+            schema["additionalProperties"] = False
+        if not type(serializer).__dict__.get("__doc__"):
+            # What the class inherits is about some other message.
+            schema.pop("description", None)
+        return schema
+
+    def _map_serializer_field(self, field: Any, direction: Any, bypass_extensions: bool = False) -> Document:
+        schema: Document = super()._map_serializer_field(field, direction, bypass_extensions)
+        child = getattr(field, "child", None)
+        if direction == "request" and isinstance(child, strict.StrictString):
+            schema["items"]["pattern"] = pattern_of(child)
+        if isinstance(field, strict.StrictList) and field.unique:
+            schema["uniqueItems"] = True
+        return schema
 
     def _get_parameters(self) -> list[Document]:
         return [*super()._get_parameters(), *({"required": False, **each} for each in self._header_parameters())]
@@ -192,6 +216,7 @@ class Schema(AutoSchema):
             yield from (409, 413, 415)
         elif self.method == "DELETE":
             yield 409
+        yield from getattr(self.view, "more_errors", {}).get(getattr(self.view, "action", ""), ())
         if self._is_conditional() and self.method in ("PATCH", "PUT", "DELETE"):
             yield 412
         yield from (429, 500, 503)
@@ -203,37 +228,67 @@ class Schema(AutoSchema):
         problem = ResolvedComponent("Problem", ResolvedComponent.SCHEMA, PROBLEM_SCHEMA, "Problem")
         self.registry.register_on_missing(problem)
         content: Document = {JSON: {"schema": body.ref}, PROBLEM: {"schema": problem.ref}}
-        answer: Document = {"description": description, "content": content}
         if status == 429:
             limited = ResolvedComponent("RateLimitError", ResolvedComponent.SCHEMA, RATE_LIMIT_SCHEMA, "RateLimitError")
             self.registry.register_on_missing(limited)
-            answer = {
-                "description": description,
-                "headers": RATE_LIMIT_HEADERS,
-                "content": {**content, JSON: {"schema": limited.ref}},
-            }
+            content = {**content, JSON: {"schema": limited.ref}}
+        answer: Document = {"description": description, "content": content}
         component = ResolvedComponent(name, ResolvedComponent.RESPONSE, answer, name)
         self.registry.register_on_missing(component)
         return dict(component.ref)
 
 
-class BearerScheme(OpenApiAuthenticationExtension):
-    target_class = "k1node.access.authentication.BearerAuthentication"
-    name = "ApiKey"
+def pattern_of(field: strict.StrictString) -> str:
+    """Return what the field takes: its shape, or text without control characters that is not only spaces."""
+    if field.shape is not None:
+        spaces = " *" if field.trim_whitespace else ""
+        return f"^{spaces}(?:{field.shape}){spaces}$"
+    refused = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f" if field.multiline else r"\x00-\x1f\x7f\x85\u2028\u2029"
+    text = f"[^{refused}]*"
+    return f"^{text}$" if field.allow_blank else rf"^{text}[^\s\x00-\x1f\x7f]{text}$"
 
-    def get_security_definition(self, auto_schema: AutoSchema) -> Document:
-        return {
-            "type": "http",
-            "scheme": "bearer",
-            "bearerFormat": "sk-k1n_…",
-            "description": "`Authorization: Bearer sk-…`. One of the scopes listed at an operation opens it.",
-        }
+
+class BearerScheme(OpenApiAuthenticationExtension):
+    """Three kinds of one header. The requirements are alternatives, as the scopes of an action are.
+
+    Only oauth2 has a place for scopes; for all kinds they are in x-required-scopes.
+    """
+
+    target_class = "k1node.access.authentication.BearerAuthentication"
+    name = ["ApiKey", "JWT", "OAuth2"]
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> list[Document]:
+        known = {scope: scopes.DESCRIPTIONS[scope] for scope in scopes.IMPLIES}
+        return [
+            {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "sk-k1n_…",
+                "description": "For services: `Authorization: Bearer sk-…`. It has the scopes it was made with.",
+            },
+            {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "JWT",
+                "description": "For internal services: a token for some of a key's scopes, good for 24 hours.",
+            },
+            {
+                "type": "oauth2",
+                "description": "For people, through an application they allow: the code flow with PKCE (S256).",
+                "flows": {
+                    "authorizationCode": {
+                        "authorizationUrl": "/oauth/authorize",
+                        "tokenUrl": "/oauth/token",
+                        "refreshUrl": "/oauth/token",
+                        "scopes": known,
+                    }
+                },
+            },
+        ]
 
     def get_security_requirement(self, auto_schema: AutoSchema) -> list[Document]:
-        # Several requirements are alternatives, as the scopes of an action are.
-        return [{self.name: [scope]} for scope in required_scopes(auto_schema.view, auto_schema.method)] or [
-            {self.name: []}
-        ]
+        required = required_scopes(auto_schema.view, auto_schema.method)
+        return [{"ApiKey": []}, {"JWT": []}, *({"OAuth2": [scope]} for scope in required)]
 
 
 class OperatorScheme(OpenApiAuthenticationExtension):

@@ -145,10 +145,17 @@ class StrictBoolean(StrictField, serializers.BooleanField):
 
 
 class StrictString(StrictField, serializers.CharField):
-    """A string without control characters; line breaks only with `multiline=True`."""
+    """A string without control characters; line breaks only with `multiline=True`.
 
-    def __init__(self, *, multiline: bool = False, **kwargs: Any) -> None:
+    `shape`, a regular expression, is for the OpenAPI document alone: what a check of the domain's takes, or a little
+    more. That check has the better words for what it refuses.
+    """
+
+    def __init__(self, *, multiline: bool = False, shape: str | None = None, **kwargs: Any) -> None:
         self.multiline = multiline
+        self.shape = shape
+        if shape is not None:
+            kwargs.setdefault("trim_whitespace", False)
         super().__init__(**kwargs)
 
     def run_validation(self, data: Any = serializers.empty) -> Any:
@@ -159,13 +166,13 @@ class StrictString(StrictField, serializers.CharField):
         return super().run_validation(data)
 
     def to_internal_value(self, data: Any) -> str:
-        text = super().to_internal_value(data)
-        if "\0" in text:
+        # Before spaces around it are taken away: a line break there is refused like one in the middle.
+        if "\0" in data:
             self.refuse("Must not contain a NUL character")
-        if (CONTROL if self.multiline else LINE_BREAK).search(text):
+        if (CONTROL if self.multiline else LINE_BREAK).search(data):
             what = "control characters" if self.multiline else "line breaks or control characters"
             self.refuse(f"Must not contain {what}", "Write plain text")
-        return str(text)
+        return str(super().to_internal_value(data))
 
 
 class StrictChoice(StrictField, serializers.ChoiceField):
@@ -207,6 +214,12 @@ class StrictObject(StrictField, serializers.DictField):
 
 
 class StrictList(StrictField, serializers.ListField):
+    """`unique` is for the OpenAPI document alone; who says it refuses what is named twice."""
+
+    def __init__(self, *, unique: bool = False, **kwargs: Any) -> None:
+        self.unique = unique
+        super().__init__(**kwargs)
+
     default_error_messages = {
         "empty": "Must not be empty",
         "max_length": "Must have at most {max_length} items",

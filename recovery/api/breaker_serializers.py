@@ -10,6 +10,7 @@ from recovery import breaker_rules as rules
 from recovery import breakers
 from recovery.api.serializers import InterventionInput
 from recovery.models import Breaker, Hold
+from scheduling.api.serializers import NAME
 
 LONGEST_MS = 30 * 86_400_000
 
@@ -39,7 +40,7 @@ class BreakerSettingsInput(InterventionInput):
 
 
 class BreakerInput(BreakerSettingsInput):
-    breaker_id = StrictString(max_length=120)
+    breaker_id = StrictString(max_length=120, shape=NAME)
 
 
 class PinOutput(serializers.Serializer[Breaker]):

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from k1node.api.serializers import (
@@ -22,7 +23,7 @@ from recovery.dead_letters import Wanted
 from recovery.models import DeadLetter
 from recovery.retries import Changes
 from scheduling import queries
-from scheduling.api.serializers import AttemptOutput
+from scheduling.api.serializers import HANDLER, NAME, POLICY, AttemptOutput
 from scheduling.models import Task
 
 MOST = dead_letters.MOST_AT_ONCE
@@ -44,9 +45,10 @@ def wanted(values: dict[str, Any]) -> Wanted:
     return Wanted(**{**values, "status": None if values.get("status") == "all" else values.get("status")})
 
 
+@extend_schema_serializer(component_name="DLQEntryInput")
 class DeadLetterInput(StrictSerializer):
-    task_id = StrictString(max_length=120, help_text="A task that has ended, or an id that nothing has")
-    handler = StrictString(max_length=500)
+    task_id = StrictString(max_length=120, shape=NAME, help_text="A task that has ended, or an id that nothing has")
+    handler = StrictString(max_length=500, shape=HANDLER, trim_whitespace=True)
     parameters = StrictObject(required=False)
     error_code = StrictInteger(min_value=-INT32, max_value=INT32 - 1)
     error_message = StrictString(max_length=10_000, required=False, allow_blank=True, multiline=True)
@@ -56,7 +58,7 @@ class ResubmitInput(InterventionInput):
     parameters = StrictObject(
         required=False, help_text="Laid over the original ones, key by key; timeout_ms also sets the task's timeout"
     )
-    retry_policy = StrictString(max_length=64, required=False, help_text="Instead of the original one")
+    retry_policy = StrictString(max_length=64, required=False, shape=POLICY, help_text="Instead of the original one")
 
 
 def changes(values: dict[str, Any]) -> Changes:
@@ -64,7 +66,7 @@ def changes(values: dict[str, Any]) -> Changes:
 
 
 class ManyInput(InterventionInput):
-    dlq_ids = StrictList(child=StrictString(max_length=240), min_length=1, max_length=MOST)
+    dlq_ids = StrictList(child=StrictString(max_length=240), min_length=1, max_length=MOST, unique=True)
 
     def validate_dlq_ids(self, given: list[str]) -> list[str]:
         seen: set[str] = set()
@@ -82,10 +84,11 @@ class ResubmitOptions(StrictSerializer):
 
 
 class BatchResubmitInput(ManyInput):
-    retry_policy = StrictString(max_length=64, required=False, help_text="Instead of each task's own")
+    retry_policy = StrictString(max_length=64, required=False, shape=POLICY, help_text="Instead of each task's own")
     options = ResubmitOptions(required=False)
 
 
+@extend_schema_serializer(component_name="DLQEntry")
 class DeadLetterOutput(serializers.Serializer[DeadLetter]):
     dlq_id = serializers.CharField()
     task_id = serializers.CharField(source="task.task_id")
@@ -120,6 +123,7 @@ class LinkOutput(serializers.Serializer[DeadLetter]):
     new_task_id = serializers.CharField(source="new_task_name")
 
 
+@extend_schema_serializer(component_name="DLQEntryDetail")
 class DeadLetterDetailOutput(DeadLetterOutput):
     """With its story. `attempts`, `chain` and `new_task` come with the context."""
 

@@ -15,6 +15,7 @@ from k1node.api.serializers import (
 from k1node.lib.errors import FieldInvalid
 from recovery.api.serializers import InterventionInput
 from scheduling import policies
+from scheduling.api.serializers import POLICY
 from scheduling.models import Jitter, RetryPolicy
 
 SHORTEST_MS, LONGEST_MS = policies.WAITS_MS
@@ -61,7 +62,9 @@ class PolicyFiguresInput(InterventionInput):
 
 
 class PolicyInput(PolicyFiguresInput):
-    name = StrictString(max_length=policies.LONGEST_NAME, help_text="Schedules and tasks refer to it by this")
+    name = StrictString(
+        max_length=policies.LONGEST_NAME, shape=POLICY, help_text="Schedules and tasks refer to it by this"
+    )
 
     def validate_name(self, value: str) -> str:
         policies.check_name(value)

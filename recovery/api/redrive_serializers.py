@@ -20,6 +20,7 @@ from recovery import redrives
 from recovery.api.serializers import InterventionInput
 from recovery.redrives import Result, Sample
 from scheduling import queries
+from scheduling.api.serializers import POLICY
 
 
 class RedriveFilterInput(StrictSerializer):
@@ -37,7 +38,7 @@ class RedriveInput(InterventionInput):
     parameters = StrictObject(
         required=False, help_text="Laid over the original ones, key by key; timeout_ms also sets the tasks' timeout"
     )
-    retry_policy = StrictString(max_length=64, required=False, help_text="Instead of each task's own")
+    retry_policy = StrictString(max_length=64, required=False, shape=POLICY, help_text="Instead of each task's own")
     per_second = StrictInteger(
         min_value=1, max_value=10_000, required=False, allow_null=True, help_text="At most so many; else without limit"
     )

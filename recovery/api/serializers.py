@@ -18,13 +18,14 @@ from k1node.lib.errors import FieldInvalid
 from recovery import explain, metrics
 from recovery.models import Intervention
 from scheduling import tasks
+from scheduling.api.serializers import POLICY
 
 
 class RetryStatsFilters(QuerySerializer):
     interval = StrictChoice(
         choices=tuple(metrics.INTERVALS), default=metrics.DEFAULT_INTERVAL, help_text="Time interval for metrics"
     )
-    policy = StrictString(required=False, max_length=64, help_text="Figures of one retry policy only")
+    policy = StrictString(required=False, max_length=64, shape=POLICY, help_text="Figures of one retry policy only")
 
 
 class PolicyStatsOutput(serializers.Serializer[Any]):
@@ -82,7 +83,7 @@ class RetryInput(InterventionInput):
     parameters = StrictObject(
         required=False, help_text="Laid over the original ones, key by key; timeout_ms also sets the task's timeout"
     )
-    retry_policy = StrictString(max_length=64, required=False, help_text="Instead of the original one")
+    retry_policy = StrictString(max_length=64, required=False, shape=POLICY, help_text="Instead of the original one")
 
 
 class PriorityInput(InterventionInput):

@@ -1,5 +1,6 @@
 """The messages of the scheduling API. A schedule's and a task's `task_id` is their name; primary keys stay inside."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from k1node.api.serializers import (
     StrictString,
     Timestamp,
 )
-from scheduling import cron, handlers, queries, queue, schedules, tasks
+from scheduling import cron, handlers, queries, queue, registry, schedules, tasks
 from scheduling.models import Attempt, CatchUp, GateKind, OverlapPolicy, Schedule, ScheduleType, Slot, Task
 
 PREVIEW_MOST = 100
@@ -25,6 +26,16 @@ PREVIEW_DEFAULT = 10
 OUTPUT_LIMIT = 65_536
 OUTPUT_MOST = 262_144
 OFFSET_MOST = 2**53
+
+# What the checks of handlers, expressions, zones and names take, for the OpenAPI document.
+NO_SHELL = r"[^;|&><$`(){}*?~]+"
+HANDLER = rf"{re.escape(handlers.PYTHON_PREFIX)}{registry.NAME.pattern}|{NO_SHELL} {NO_SHELL}"
+CRON_FIELD = "[0-9A-Za-z*,/#?-]+"
+CRON = rf"@[A-Za-z]+|{CRON_FIELD}(?: +{CRON_FIELD}){{4}}"
+EXPRESSION = rf"{CRON}|{schedules.EVENT_NAME.pattern}|{schedules.EVENT_PATTERN.pattern}"
+ZONE = r"[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}"
+NAME = tasks.NAME.pattern
+POLICY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 LOWEST, HIGHEST = tasks.PRIORITIES
 SHORTEST_MS, LONGEST_MS = tasks.TIMEOUTS_MS
@@ -44,6 +55,8 @@ class ScheduleUpdate(StrictSerializer):
         max_length=handlers.MAX_LENGTH,
         allow_blank=True,
         required=False,
+        shape=HANDLER,
+        trim_whitespace=True,
         help_text="`bash ops/agents/backup.sh` or `python:name`; parameters reach it on stdin and in K1_PARAM_*",
     )
     parameters = StrictObject(required=False)
@@ -52,19 +65,22 @@ class ScheduleUpdate(StrictSerializer):
         max_length=schedules.MAX_EXPRESSION,
         required=False,
         allow_blank=True,
+        shape=EXPRESSION,
+        trim_whitespace=True,
         help_text="Five cron fields or @daily and its like; or an event's name, or its beginning and a star",
     )
     event_filter = StrictObject(
         required=False, help_text="What an event's metadata must equal; keys may be paths: repo.name"
     )
-    timezone = StrictString(max_length=64, required=False, allow_blank=True, help_text="IANA name")
+    timezone = StrictString(max_length=64, required=False, allow_blank=True, shape=ZONE, help_text="IANA name")
     priority = StrictInteger(min_value=LOWEST, max_value=HIGHEST, required=False, help_text="10 is the most urgent")
     timeout_ms = StrictInteger(min_value=SHORTEST_MS, max_value=LONGEST_MS, required=False)
-    retry_policy = StrictString(max_length=64, required=False, allow_blank=True)
+    retry_policy = StrictString(max_length=64, required=False, allow_blank=True, shape=POLICY)
     circuit_breaker = StrictString(
         max_length=tasks.MAX_ID,
         required=False,
         allow_blank=True,
+        shape=rf"(?:{NAME})?",
         help_text="Name of a breaker; `default` is one of the schedule's own, empty is none",
     )
     enabled = StrictBoolean(required=False)
@@ -106,16 +122,20 @@ class ScheduleUpdate(StrictSerializer):
 class ScheduleInput(ScheduleUpdate):
     """A new schedule."""
 
-    task_id = StrictString(max_length=tasks.MAX_ID)
+    task_id = StrictString(max_length=tasks.MAX_ID, shape=NAME)
     handler = StrictString(
         max_length=handlers.MAX_LENGTH,
         allow_blank=True,
+        shape=HANDLER,
+        trim_whitespace=True,
         help_text="`bash ops/agents/backup.sh` or `python:name`; parameters reach it on stdin and in K1_PARAM_*",
     )
     schedule_type = StrictChoice(ScheduleType.choices)
     schedule_expr = StrictString(
         max_length=schedules.MAX_EXPRESSION,
         allow_blank=True,
+        shape=EXPRESSION,
+        trim_whitespace=True,
         help_text="Five cron fields or @daily and its like; or an event's name, or its beginning and a star",
     )
 
@@ -198,8 +218,10 @@ class PreviewFilters(QuerySerializer):
 
 
 class ExpressionFilters(PreviewFilters):
-    schedule_expr = StrictString(max_length=schedules.MAX_EXPRESSION, allow_blank=True)
-    timezone = StrictString(max_length=64, default="UTC", allow_blank=True)
+    schedule_expr = StrictString(
+        max_length=schedules.MAX_EXPRESSION, allow_blank=True, shape=CRON, trim_whitespace=True
+    )
+    timezone = StrictString(max_length=64, default="UTC", allow_blank=True, shape=ZONE)
 
     def validate_schedule_expr(self, value: str) -> str:
         cron.parse(value)
@@ -244,7 +266,7 @@ class SlotOutput(serializers.Serializer[Slot]):
 
 
 class TriggerInput(StrictSerializer):
-    event = StrictString(max_length=200)
+    event = StrictString(max_length=200, shape=schedules.EVENT_NAME.pattern)
     metadata = StrictObject(required=False)
 
 
@@ -296,17 +318,20 @@ class QueueStatusOutput(serializers.Serializer[Any]):
 class TaskInput(StrictSerializer):
     """One task; `handler` is all it needs."""
 
-    task_id = StrictString(max_length=tasks.MAX_ID, required=False, help_text="Left out: a new one is made up")
+    task_id = StrictString(
+        max_length=tasks.MAX_ID, required=False, shape=NAME, help_text="Left out: a new one is made up"
+    )
     task_name = StrictString(max_length=200, required=False, allow_blank=True)
-    handler = StrictString(max_length=handlers.MAX_LENGTH, allow_blank=True)
+    handler = StrictString(max_length=handlers.MAX_LENGTH, allow_blank=True, shape=HANDLER, trim_whitespace=True)
     parameters = StrictObject(required=False)
     priority = StrictInteger(min_value=LOWEST, max_value=HIGHEST, required=False, help_text="10 is the most urgent")
     timeout_ms = StrictInteger(min_value=SHORTEST_MS, max_value=LONGEST_MS, required=False)
-    retry_policy = StrictString(max_length=64, required=False, allow_blank=True)
+    retry_policy = StrictString(max_length=64, required=False, allow_blank=True, shape=POLICY)
     circuit_breaker = StrictString(
         max_length=tasks.MAX_ID,
         required=False,
         allow_blank=True,
+        shape=rf"(?:{NAME})?",
         help_text="Name of a breaker; `default` is one of the handler's own, empty is none",
     )
     delay_until = Timestamp(required=False, allow_null=True)

@@ -103,12 +103,16 @@ def test_errors_are_declared(probe: dict[str, Any]) -> None:
 
 
 def test_scopes_are_declared(probe: dict[str, Any]) -> None:
-    assert probe["paths"]["/echoes"]["post"]["security"] == [
-        {"ApiKey": ["scheduler:write"]},
-        {"ApiKey": ["error-recovery:write"]},
+    operation = probe["paths"]["/echoes"]["post"]
+
+    assert operation["security"] == [
+        {"ApiKey": []},
+        {"JWT": []},
+        {"OAuth2": ["scheduler:write"]},
+        {"OAuth2": ["error-recovery:write"]},
         {"OperatorSession": []},
     ]
-    assert probe["components"]["securitySchemes"]["ApiKey"]["scheme"] == "bearer"
+    assert operation["x-required-scopes"] == ["scheduler:write", "error-recovery:write"]
 
 
 def test_old_nullables_are_rewritten() -> None:
