@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from drf_spectacular.utils import OpenApiParameter, extend_schema_field
+from rest_framework import serializers
+
+from k1node.api.pagination import LIMIT_PARAMETER, PAGE_PARAMETER, PagePagination
 from k1node.api.renderers import JSON, JSON_V2
 
 Document = dict[str, Any]
@@ -22,6 +26,18 @@ answers in an envelope, `{"status": "success", "data": …, "timestamp": …}` o
 `Accept: application/problem+json` both are `Problem`, as in RFC 9457.
 
 **Scopes.** `x-required-scopes` names the scopes of which any one opens an operation; a scope may bring others along."""
+
+# For an action that answers a page with more beside it; plain lists have theirs from the paginator.
+PAGED = tuple(
+    OpenApiParameter(each["name"], each["schema"], OpenApiParameter.QUERY, description=each["description"])
+    for each in (PAGE_PARAMETER, LIMIT_PARAMETER)
+)
+
+
+@extend_schema_field(PagePagination().facts_schema())
+class PaginationField(serializers.DictField):
+    """The `pagination` of such an answer."""
+
 
 # In the order in which readers see them.
 TAGS = {

@@ -81,6 +81,8 @@ class StrictInteger(StrictField, serializers.IntegerField):
     def to_internal_value(self, data: Any) -> int:
         if self.reads_text and isinstance(data, str) and INTEGER_TEXT.fullmatch(data):
             data = int(data)
+        if isinstance(data, float) and data.is_integer():
+            data = int(data)  # 5.0 is a whole number: JSON has but one kind, and some languages write it so
         if isinstance(data, bool) or not isinstance(data, int):
             self._refuse_type(data)
         low, high = self.min_value, self.max_value

@@ -39,6 +39,8 @@ class ApiViewSet(ViewSet):
     # For the OpenAPI document, by action: the design's operationIds. And its tags, for all actions.
     operation_ids: ClassVar[Mapping[str, str]] = {}
     tags: ClassVar[Sequence[str]] = ()
+    # Statuses of errors that an action has beside those of its method and path.
+    more_errors: ClassVar[Mapping[str, Sequence[int]]] = {}
     # The key of a list's rows in its answer, and the name of that answer's component.
     list_key = "entries"
     list_name: str | None = None

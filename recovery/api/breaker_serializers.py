@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from k1node.api.declared import PaginationField
 from k1node.api.serializers import QuerySerializer, StrictInteger, StrictString, Timestamp
 from k1node.lib.errors import FieldInvalid
 from recovery import breaker_rules as rules
@@ -97,6 +98,7 @@ class BreakerDetailOutput(BreakerOutput):
 class BreakerStatusOutput(serializers.Serializer[Any]):
     timestamp = Timestamp()
     breakers = BreakerOutput(many=True)
+    pagination = PaginationField()
 
 
 class ProbeOutput(serializers.Serializer[Any]):
@@ -117,6 +119,16 @@ class HoldOutput(serializers.Serializer[Hold]):
 
     def get_reason(self, row: Hold) -> str | None:
         return row.reason or None
+
+
+class HoldStateOutput(serializers.Serializer[Any]):
+    """For the OpenAPI document: a hold, or only that there is none."""
+
+    held = serializers.BooleanField()
+    reason = serializers.CharField(required=False, allow_null=True)
+    by = serializers.CharField(required=False)
+    since = Timestamp(required=False)
+    until = Timestamp(required=False, allow_null=True)
 
 
 class NoHoldOutput(serializers.Serializer[Any]):

@@ -9,6 +9,7 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_sche
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from k1node.api.declared import PAGED
 from k1node.api.serializers import StrictSerializer
 from k1node.api.views import ApiViewSet, accepted, created, gone
 from k1node.lib.clock_time import database_now
@@ -22,6 +23,7 @@ from recovery.api.breaker_serializers import (
     BreakerSettingsInput,
     BreakerStatusOutput,
     HoldOutput,
+    HoldStateOutput,
     NoHoldOutput,
     ProbeOutput,
 )
@@ -72,7 +74,8 @@ class BreakerViewSet(ApiViewSet):
     settings_fields = breakers.FIGURES
 
     @extend_schema(
-        parameters=[BreakerFilters], responses={200: OpenApiResponse(BreakerStatusOutput, "State of the breakers")}
+        parameters=[BreakerFilters, *PAGED],
+        responses={200: OpenApiResponse(BreakerStatusOutput, "State of the breakers")},
     )
     def list_status(self, request: Request) -> Response:
         """Get circuit breaker status
@@ -182,7 +185,7 @@ class HoldViewSet(ApiViewSet):
     operation_ids = {"get": "getHold", "hold": "holdEverything", "release": "releaseHold"}
     tags = TAGS
 
-    @extend_schema(responses={200: OpenApiResponse(HoldOutput, "The hold; without one, held is false and all")})
+    @extend_schema(responses={200: OpenApiResponse(HoldStateOutput, "The hold; without one, held is false and all")})
     def get(self, request: Request) -> Response:
         """Say whether everything is held"""
         self.query()

@@ -66,7 +66,9 @@ def changes(values: dict[str, Any]) -> Changes:
 
 
 class ManyInput(InterventionInput):
-    dlq_ids = StrictList(child=StrictString(max_length=240), min_length=1, max_length=MOST, unique=True)
+    dlq_ids = StrictList(
+        child=StrictString(max_length=240, shape="[A-Za-z0-9._-]+"), min_length=1, max_length=MOST, unique=True
+    )
 
     def validate_dlq_ids(self, given: list[str]) -> list[str]:
         seen: set[str] = set()

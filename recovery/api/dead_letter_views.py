@@ -66,12 +66,16 @@ class DeadLetterViewSet(ApiViewSet):
         "batch_unarchive": "batchUnarchiveDLQEntries",
     }
     tags = ("Error Recovery",)
+    more_errors = {"batch_resubmit": (404,), "batch_archive": (404,), "batch_unarchive": (404,)}
     list_key = "entries"
     list_name = "DLQList"
     pagination_class = CursorPagination
     conditional_actions = {"get", "create"}
 
-    @extend_schema(parameters=[DeadLetterFilters], responses={200: OpenApiResponse(DeadLetterOutput(many=True))})
+    @extend_schema(
+        parameters=[DeadLetterFilters],
+        responses={200: OpenApiResponse(DeadLetterOutput(many=True), "DLQ entries list")},
+    )
     def list_entries(self, request: Request) -> Response:
         """List dead letter queue entries
 

@@ -57,7 +57,7 @@ class RedriveViewSet(ApiViewSet):
     pagination_class = CursorPagination
     conditional_actions = {"get"}
 
-    @extend_schema(responses={200: OpenApiResponse(RedriveOutput(many=True))})
+    @extend_schema(responses={200: OpenApiResponse(RedriveOutput(many=True), "The redrives")})
     def list_redrives(self, request: Request) -> Response:
         """List redrives
 
@@ -147,7 +147,9 @@ class RedriveEntryViewSet(ApiViewSet):
     list_key = "entries"
     pagination_class = EntriesPagination
 
-    @extend_schema(parameters=[RedriveEntryFilters], responses={200: OpenApiResponse(RedriveEntryOutput(many=True))})
+    @extend_schema(
+        parameters=[RedriveEntryFilters], responses={200: OpenApiResponse(RedriveEntryOutput(many=True), "The entries")}
+    )
     def list_entries(self, request: Request, redrive_id: str) -> Response:
         """List the entries of a redrive and what became of them
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from k1node.api.declared import PaginationField
 from k1node.api.serializers import (
     QuerySerializer,
     StrictChoice,
@@ -140,3 +141,4 @@ class ExplanationOutput(serializers.Serializer[Any]):
 class InterventionHistoryOutput(serializers.Serializer[Any]):
     task_id = serializers.CharField()
     interventions = InterventionOutput(many=True)
+    pagination = PaginationField()

@@ -7,6 +7,7 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_sche
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from k1node.api.declared import PAGED
 from k1node.api.serializers import StrictSerializer
 from k1node.api.views import ApiViewSet, accepted
 from k1node.lib.clock_time import database_now
@@ -174,7 +175,9 @@ class InterventionViewSet(ApiViewSet):
         done = interventions.reprioritise(task, body["priority"], by, now=database_now())
         return accepted(PriorityOutput(done.after).data)
 
-    @extend_schema(responses={200: OpenApiResponse(InterventionHistoryOutput, "What was done to the task")})
+    @extend_schema(
+        parameters=[*PAGED], responses={200: OpenApiResponse(InterventionHistoryOutput, "What was done to the task")}
+    )
     def list_history(self, request: Request, task_id: str) -> Response:
         """Get what operators did to a task
 

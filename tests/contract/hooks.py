@@ -1,0 +1,82 @@
+"""What schemathesis cannot learn from the document, and only where it means to send something right.
+
+A schema says what one value may be. It cannot say which scripts lie on this node, which of two numbers must be the
+smaller, or that a moment must lie ahead. Whatever is generated to be wrong goes out as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import schemathesis
+from schemathesis import GenerationMode
+
+HANDLERS = ("python:noop", "bash ops/agents/greet.sh", "bash ops/agents/fail.sh")
+EXPRESSIONS = {"cron": ("0 2 * * *", "@daily", "*/15 8-18 * * MON-FRI"), "event": ("order.created", "order.*", "*")}
+POLICIES = ("standard", "aggressive", "conservative")
+ZONES = ("UTC", "Europe/Berlin", "Asia/Shanghai")
+AHEAD = "2099-01-01T00:00:00Z"
+# (smaller, larger): of these two numbers the first must not be more than the second.
+ORDERED = (("min_calls", "window_size"), ("open_ms", "open_cap_ms"), ("first_wait_ms", "cap_ms"))
+# What a new row has where nothing is said, for the number that is missing.
+DEFAULTS = {
+    "min_calls": 5,
+    "window_size": 20,
+    "open_ms": 60_000,
+    "open_cap_ms": 900_000,
+    "first_wait_ms": 30_000,
+    "cap_ms": 900_000,
+}
+
+
+def pick(values: tuple[str, ...], given: object) -> str:
+    """Return one of `values`, the same one for the same `given`."""
+    return values[len(str(given)) % len(values)]
+
+
+def right_body(body: dict[str, Any], operation_id: str) -> None:
+    """Change what the schema lets through and the node, by other rules, does not."""
+    replace(body, "handler", lambda given: pick(HANDLERS, given))
+    replace(body, "retry_policy", lambda given: pick(POLICIES, given))
+    replace(body, "timezone", lambda given: pick(ZONES, given))
+    for name in ("until", "paused_until", "delay_until"):
+        replace(body, name, lambda given: given and AHEAD)
+    if "schedule_expr" in body or "schedule_type" in body:
+        kind = body.setdefault("schedule_type", "cron")
+        body["schedule_expr"] = pick(EXPRESSIONS[kind], body.get("schedule_expr"))
+    if body.get("schedule_type") != "event":
+        body.pop("event_filter", None)
+    for name in ("starts_at", "ends_at"):
+        body.pop(name, None)
+    for smaller, larger in ORDERED:
+        if smaller in body or larger in body:
+            low, high = sorted(body.get(name, DEFAULTS[name]) for name in (smaller, larger))
+            body[smaller], body[larger] = low, high
+    if operation_id == "updateRetryPolicy":
+        replace(body, "retired", lambda given: False)
+    if isinstance(parameters := body.get("parameters"), dict):
+        parameters.pop("timeout_ms", None)
+    if isinstance(options := body.get("options"), dict) and isinstance(options.get("modify_parameters"), dict):
+        options["modify_parameters"].pop("timeout_ms", None)
+
+
+def right_query(query: dict[str, Any]) -> None:
+    replace(query, "policy", lambda given: pick(POLICIES, given))
+    replace(query, "timezone", lambda given: pick(ZONES, given))
+    replace(query, "schedule_expr", lambda given: pick(EXPRESSIONS["cron"], given))
+    query.pop("cursor", None)  # made by the node; nobody can guess one
+    replace(query, "page", lambda given: 1)
+
+
+def replace(values: dict[str, Any], name: str, change: Callable[[Any], Any]) -> None:
+    if name in values:
+        values[name] = change(values[name])
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE:
+        return
+    if isinstance(case.body, dict):
+        right_body(case.body, case.operation.definition.raw["operationId"])
+    if case.query:
+        right_query(case.query)
