@@ -4,6 +4,7 @@ A schema says what one value may be. It cannot say which scripts lie on this nod
 smaller, or that a moment must lie ahead. Whatever is generated to be wrong goes out as it is.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ DEFAULTS = {
 }
 
 
+NUMBERS = itertools.count(1)
+
+
 def pick(values: tuple[str, ...], given: object) -> str:
     """Return one of `values`, the same one for the same `given`."""
     return values[len(str(given)) % len(values)]
@@ -35,6 +39,11 @@ def pick(values: tuple[str, ...], given: object) -> str:
 
 def right_body(body: dict[str, Any], operation_id: str) -> None:
     """Change what the schema lets through and the node, by other rules, does not."""
+    for name in list(body):
+        body[name] = without_nul(body[name])
+    if operation_id == "createDLQEntry" and "task_id" in body:
+        # One that a task has must name what that runs.
+        body["task_id"] = f"elsewhere-{next(NUMBERS)}"
     replace(body, "handler", lambda given: pick(HANDLERS, given))
     replace(body, "retry_policy", lambda given: pick(POLICIES, given))
     replace(body, "timezone", lambda given: pick(ZONES, given))
@@ -57,6 +66,15 @@ def right_body(body: dict[str, Any], operation_id: str) -> None:
         parameters.pop("timeout_ms", None)
     if isinstance(options := body.get("options"), dict) and isinstance(options.get("modify_parameters"), dict):
         options["modify_parameters"].pop("timeout_ms", None)
+
+
+def without_nul(value: Any) -> Any:
+    """Return `value` without NUL characters: refused in every string, which no schema of a free object can say."""
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, dict):
+        return {without_nul(key): without_nul(item) for key, item in value.items()}
+    return [without_nul(item) for item in value] if isinstance(value, list) else value
 
 
 def right_query(query: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def problems(client: APIClient, body: Any) -> dict[str, tuple[str, str | None]]:
         ("5", "Must be a whole number, not a string", "Write 5 without quotes"),
         ("high", "Must be a whole number, not a string", "Use a number from 1 to 10"),
         (True, "Must be a whole number, not a boolean", "Use a number from 1 to 10"),
-        (5.0, "Must be a whole number, not a number with a fraction", "Use a number from 1 to 10"),
+        (5.5, "Must be a whole number, not a number with a fraction", "Use a number from 1 to 10"),
         ([5], "Must be a whole number, not a list", "Use a number from 1 to 10"),
         (None, "Must not be null", None),
     ],
@@ -37,6 +37,14 @@ def test_priorities_are_taken_at_their_word(api_client: Clients, value: Any, mes
     found = problems(api_client("admin"), {"tasks": [{"handler": "x", "priority": value}]})
 
     assert found == {"tasks[0].priority": (message, suggestion)}
+
+
+def test_a_whole_number_may_be_written_with_a_fraction_of_nothing(api_client: Clients) -> None:
+    body = {"tasks": [{"handler": "x", "priority": 5.0}]}
+
+    response = api_client("admin").post("/api/v2/echoes", body, format="json")
+
+    assert (response.status_code, response.json()["tasks"][0]["priority"]) == (201, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""Who may do what: every operation of the OpenAPI document × every scope × every kind of credential.
+
+What is expected comes from the document's x-required-scopes and the table of scopes; what happens, from requests. A new
+kind of credential is one more line in KINDS.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from rest_framework.test import APIClient
+
+from k1node.access import keys, scopes, task_tokens
+from k1node.access.authentication import CONSOLE_SCOPES
+from k1node.api import document
+from tests.factories import make_task
+
+pytestmark = pytest.mark.django_db
+
+OPERATIONS = [
+    (method, path, operation)
+    for method, path, operation in document.operations(document.build())
+    if {} not in operation["security"]
+]
+BODIES = ("post", "put", "patch")
+
+
+def by_key(*granted: str) -> APIClient:
+    _key, text = keys.issue("matrix", granted)
+    return bearing(text)
+
+
+def by_session(*granted: str) -> APIClient:
+    user = User.objects.create_user(f"operator-{'-'.join(granted)}", is_staff=True)
+    names = [CONSOLE_SCOPES[scope].partition(".")[2] for scope in granted if scope in CONSOLE_SCOPES]
+    user.user_permissions.set(Permission.objects.filter(codename__in=names, content_type__app_label="scheduling"))
+    if scopes.ADMIN in granted:
+        User.objects.filter(pk=user.pk).update(is_superuser=True)
+    client = APIClient()
+    client.force_login(user)
+    return client
+
+
+def by_task(*granted: str) -> APIClient:
+    task = make_task(status="executing")
+    return bearing(task_tokens.issue(task.pk, task.fence, 60))
+
+
+def bearing(token: str) -> APIClient:
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {token}")
+    return client
+
+
+# Kind -> how to get one with these scopes, and the scopes there can be in one.
+KINDS: dict[str, tuple[Callable[..., APIClient], frozenset[str]]] = {
+    "key": (by_key, scopes.ALL_SCOPES),
+    "session": (by_session, frozenset({*CONSOLE_SCOPES, scopes.ADMIN})),
+    "task": (by_task, frozenset({"scheduler:read"})),
+}
+
+
+def status_of(client: APIClient, method: str, path: str) -> int:
+    """Return how a request for something that is not there is answered."""
+    while "{" in path:
+        before, _, rest = path.partition("{")
+        path = f"{before}nothing-of-this-name{rest.partition('}')[2]}"
+    body: dict[str, Any] = {"data": {}, "format": "json"} if method in BODIES else {}
+    status: int = getattr(client, method)(f"/api/v2{path}", **body).status_code
+    return status
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"), [(kind, scope) for kind, (_, all_) in KINDS.items() for scope in sorted(all_)]
+)
+def test_a_scope_opens_what_it_covers_and_nothing_else(kind: str, scope: str) -> None:
+    client = KINDS[kind][0](scope)
+    wrong = []
+    for method, path, operation in OPERATIONS:
+        expected = scopes.allows({scope}, operation["x-required-scopes"])
+        status = status_of(client, method, path)
+        if (status not in (401, 403)) != expected or status >= 500:
+            wrong.append(f"{method} {path}: {status}, where it is {'open' if expected else 'closed'}")
+
+    assert wrong == []
+
+
+def test_all_other_scopes_together_open_nothing() -> None:
+    by_required: dict[tuple[str, ...], APIClient] = {}
+    for method, path, operation in OPERATIONS:
+        required = tuple(operation["x-required-scopes"])
+        if required not in by_required:
+            by_required[required] = by_key(*(each for each in scopes.ALL_SCOPES if not scopes.allows({each}, required)))
+
+        assert status_of(by_required[required], method, path) == 403, f"{method} {path}"
+
+
+def test_without_a_credential_nothing_is_open() -> None:
+    for method, path, _operation in OPERATIONS:
+        assert status_of(APIClient(), method, path) == 401, f"{method} {path}"
+
+
+def test_a_session_without_permissions_may_do_nothing() -> None:
+    client = by_session()
+
+    for method, path, _operation in OPERATIONS:
+        assert status_of(client, method, path) == 403, f"{method} {path}"
