@@ -70,7 +70,7 @@ from pytest_django import Settings  # noqa: E402
 from rest_framework.test import APIClient  # noqa: E402
 
 from k1node.lib.board import Board  # noqa: E402
-from tests import databases  # noqa: E402
+from tests import databases, event_shapes  # noqa: E402
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -89,6 +89,13 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _cheap_emptying() -> None:
     TransactionTestCase._fixture_teardown = lambda self: databases.empty()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _events_as_described() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        event_shapes.hold_against_the_catalogue(patch)
+        yield
 
 
 @pytest.fixture
