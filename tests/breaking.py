@@ -12,6 +12,7 @@ from k1node.api.document import operations
 from k1node.management.commands.openapi import DOCUMENT
 
 Document = dict[str, Any]
+Parameters = dict[tuple[str, str], Document]  # by place and name
 
 
 def committed() -> Document | None:
@@ -55,8 +56,8 @@ def breaking_changes(before: Document, after: Document) -> list[str]:
     return broken
 
 
-def _of_parameters(where: str, old: Document, new: Document) -> list[str]:
-    broken = [f"{where} no longer takes {name}" for _, name in sorted(old.keys() - new.keys())]
+def _of_parameters(where: str, old: Parameters, new: Parameters) -> list[str]:
+    broken = [f"{where} no longer takes {key[1]}" for key in sorted(old.keys() - new.keys())]
     for key, parameter in new.items():
         if parameter.get("required") and not old.get(key, {}).get("required"):
             broken.append(f"{where} demands {key[1]}")
@@ -71,7 +72,7 @@ def _of_body(where: str, old: Document, new: Document) -> list[str]:
     ]
 
 
-def _parameters(document: Document, operation: Document) -> Document:
+def _parameters(document: Document, operation: Document) -> Parameters:
     found = [_resolved(document, each) for each in operation.get("parameters", ())]
     return {(each["in"], each["name"]): each for each in found}
 

@@ -10,8 +10,6 @@ from k1node.api.renderers import JSON, JSON_V2
 
 Document = dict[str, Any]
 
-PROBLEM = "application/problem+json"
-
 DESCRIPTION = """Error Recovery & Dynamic Scheduling API
 
 Schedules and events put tasks on a priority queue, workers run them, and what fails is retried, held back by circuit
@@ -82,6 +80,11 @@ HEADERS: dict[str, Document] = {
         "schema": {"type": "string"},
         "example": '"hour";r=987;t=3',
     },
+    "WWW-Authenticate": {
+        "description": "The challenge of RFC 6750: what kind of credential is wanted, and what was wrong with this one",
+        "schema": {"type": "string"},
+        "example": 'Bearer realm="k1node", error="invalid_token"',
+    },
     "X-RateLimit-RetryAfter": {
         "description": "Seconds until a request is let through again",
         "schema": {"type": "integer"},
@@ -102,6 +105,8 @@ ON_EVERY_ANSWER = (
     "RateLimit",
 )
 ON_ANSWER: dict[str, tuple[str, ...]] = {
+    "Unauthorized": ("WWW-Authenticate",),
+    "Forbidden": ("WWW-Authenticate",),
     "TooManyRequests": ("X-RateLimit-RetryAfter", "Retry-After"),
     "ServiceUnavailable": ("Retry-After",),
 }
@@ -145,14 +150,26 @@ ERROR_EXAMPLES: dict[str, Document] = {
 }
 
 
-def media_types(answer: Document, *, is_error: bool = False) -> None:
-    """Declare the product's own media type beside application/json, and for errors the one of RFC 9457."""
-    content = answer.get("content", {})
-    if JSON not in content:
-        return
-    content[JSON_V2] = dict(content[JSON])
-    if is_error:
-        content[PROBLEM] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+def problem_example(code: str, message: str, status: int, details: list[Document]) -> Document:
+    """Return the example of the same error for who accepts application/problem+json."""
+    return {
+        "type": f"/api/errors#{code}",
+        "title": message,
+        "status": status,
+        "detail": message,
+        "instance": "urn:k1node:request:req-abc123xyz",
+        "code": code,
+        "request_id": "req-abc123xyz",
+        "timestamp": AT,
+        "errors": details,
+    }
+
+
+def media_types(message: Document) -> None:
+    """Declare the product's own media type beside application/json."""
+    content = message.get("content", {})
+    if JSON in content:
+        message["content"] = {JSON: content[JSON], JSON_V2: dict(content[JSON])} | content
 
 
 def headers(answer: Document, *more: str) -> None:

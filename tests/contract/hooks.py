@@ -29,6 +29,7 @@ DEFAULTS = {
 }
 
 
+INTEGERS = range(-(2**63), 2**63)
 NUMBERS = itertools.count(1)
 
 
@@ -40,7 +41,7 @@ def pick(values: tuple[str, ...], given: object) -> str:
 def right_body(body: dict[str, Any], operation_id: str) -> None:
     """Change what the schema lets through and the node, by other rules, does not."""
     for name in list(body):
-        body[name] = without_nul(body[name])
+        body[name] = storable(body[name])
     if operation_id == "createDLQEntry" and "task_id" in body:
         # One that a task has must name what that runs.
         body["task_id"] = f"elsewhere-{next(NUMBERS)}"
@@ -68,13 +69,18 @@ def right_body(body: dict[str, Any], operation_id: str) -> None:
         options["modify_parameters"].pop("timeout_ms", None)
 
 
-def without_nul(value: Any) -> Any:
-    """Return `value` without NUL characters: refused in every string, which no schema of a free object can say."""
-    if isinstance(value, str):
-        return value.replace("\0", "")
-    if isinstance(value, dict):
-        return {without_nul(key): without_nul(item) for key, item in value.items()}
-    return [without_nul(item) for item in value] if isinstance(value, list) else value
+def storable(value: Any) -> Any:
+    """Return `value` without NUL characters and integers over 64 bits, which no schema of a free object can refuse."""
+    match value:
+        case str():
+            return value.replace("\0", "")
+        case dict():
+            return {storable(key): storable(item) for key, item in value.items()}
+        case list():
+            return [storable(item) for item in value]
+        case int() if value not in INTEGERS:
+            return 0
+    return value
 
 
 def right_query(query: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
-from k1node.api.pages import document
+from k1node.api import document
 
 DOCUMENT = Path(settings.BASE_DIR, "docs", "openapi.json")
 
@@ -19,6 +19,5 @@ class Command(BaseCommand):
         parser.add_argument("file", nargs="?", type=Path, default=DOCUMENT, help=f"default: {DOCUMENT}")
 
     def handle(self, *args: Any, file: Path, **options: Any) -> None:
-        body, _etag = document()
-        file.write_bytes(body + b"\n")
+        file.write_bytes(document.written())
         self.stdout.write(f"Wrote {file}")

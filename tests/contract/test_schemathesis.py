@@ -1,0 +1,49 @@
+"""schemathesis, with all of its checks, against a running node: what it sends comes from the committed document.
+
+To look further than one run does, give it another seed and more time:
+    schemathesis --config-file tests/contract/schemathesis.toml run docs/openapi.json --url … --max-examples 500
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from k1node.management.commands.openapi import DOCUMENT
+from tests.node.running import PROJECT, RunningNode
+
+pytestmark = pytest.mark.contract
+
+CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
+EXAMPLES = 10
+SECONDS = 400  # it takes about 90 where nothing else runs
+
+
+def test_schemathesis_finds_nothing(contract_node: RunningNode) -> None:
+    command = [
+        *(Path(sys.executable).parent / "schemathesis", "--config-file", CONFIGURATION),
+        *("run", DOCUMENT, "--url", f"http://127.0.0.1:{contract_node.port}/api/v2"),
+        *("--header", f"Authorization: Bearer {contract_node.key}"),
+        *("--checks", "all", "--max-examples", EXAMPLES, "--workers", 2, "--warnings", "off"),
+    ]
+
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "100", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    print(done.stdout[-1_500:])  # shown with -s: how much was tried
+    assert "No issues found" in done.stdout
+
+
+def test_the_node_has_met_no_error_of_its_own(contract_node: RunningNode) -> None:
+    """After the above: what schemathesis sends must not be an error in the log either."""
+    assert "Request failed" not in contract_node.log()
+    assert "Traceback" not in contract_node.log()
