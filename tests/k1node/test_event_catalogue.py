@@ -1,6 +1,10 @@
 """The catalogue of events, and that the tests see a publish that does not keep to it."""
 
+import re
+from pathlib import Path
+
 import pytest
+from django.conf import settings
 from jsonschema import Draft202012Validator
 
 from k1node.events.catalogue import EVENTS
@@ -42,3 +46,10 @@ def test_what_the_code_publishes_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(event_shapes.UnknownEvent):
         schedules.delete(make_schedule(), "ana", now=NOW)
+
+
+def test_the_table_of_the_architecture_has_every_event() -> None:
+    page = (Path(settings.BASE_DIR) / "docs" / "architecture.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+
+    assert set(EVENTS) <= {name for row in rows for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", row.split("|")[1])}
