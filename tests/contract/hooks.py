@@ -5,7 +5,7 @@ smaller, or that a moment must lie ahead. Whatever is generated to be wrong goes
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import schemathesis
@@ -91,7 +91,13 @@ def right_query(query: dict[str, Any]) -> None:
     replace(query, "page", lambda given: 1)
 
 
-def replace(values: dict[str, Any], name: str, change: Callable[[Any], Any]) -> None:
+def right_headers(headers: MutableMapping[str, Any]) -> None:
+    """Name this request alone, and whatever state the resource is in."""
+    replace(headers, "Idempotency-Key", lambda given: f"key-{next(NUMBERS)}")
+    replace(headers, "If-Match", lambda given: "*")
+
+
+def replace(values: MutableMapping[str, Any], name: str, change: Callable[[Any], Any]) -> None:
     if name in values:
         values[name] = change(values[name])
 
@@ -104,3 +110,5 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         right_body(case.body, case.operation.definition.raw["operationId"])
     if case.query:
         right_query(case.query)
+    if case.headers:
+        right_headers(case.headers)
