@@ -243,9 +243,12 @@ def pattern_of(field: strict.StrictString) -> str:
     if field.shape is not None:
         spaces = " *" if field.trim_whitespace else ""
         return f"^{spaces}(?:{field.shape}){spaces}$"
-    refused = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f" if field.multiline else r"\x00-\x1f\x7f\x85\u2028\u2029"
+    # All written with \u: \x85 is read as a byte by some validators.
+    controls = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f"
+    breaks = r"\u0000-\u001f\u007f\u0085\u2028\u2029"
+    refused = controls if field.multiline else breaks
     text = f"[^{refused}]*"
-    return f"^{text}$" if field.allow_blank else rf"^{text}[^\s\x00-\x1f\x7f]{text}$"
+    return f"^{text}$" if field.allow_blank else rf"^{text}[^\s\u0000-\u001f\u007f]{text}$"
 
 
 class BearerScheme(OpenApiAuthenticationExtension):
