@@ -18,7 +18,7 @@ pytestmark = pytest.mark.contract
 
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 EXAMPLES = 10
-SECONDS = 400  # it takes about 90 where nothing else runs
+SECONDS = 600  # it takes about 90 where nothing else runs
 
 
 def test_schemathesis_finds_nothing(contract_node: RunningNode) -> None:
