@@ -29,11 +29,13 @@ ETAG_HEADER: dict[str, Any] = {
     "description": "Names this state of the resource, for If-None-Match and If-Match",
     "schema": {"type": "string", "examples": [_EXAMPLE]},
 }
+_TAG = r'(W/)?"[!#-~]*"'
+_LIST = rf"^(\*|{_TAG}( *, *{_TAG})*)$"
 IF_NONE_MATCH_PARAMETER: dict[str, Any] = {
     "name": IF_NONE_MATCH,
     "in": "header",
     "description": "ETags of states that are known: 304 without a body if the resource is still in one of them",
-    "schema": {"type": "string", "examples": [_EXAMPLE]},
+    "schema": {"type": "string", "pattern": _LIST, "examples": [_EXAMPLE]},
 }
 IF_MATCH_PARAMETER: dict[str, Any] = {
     "name": IF_MATCH,
@@ -42,7 +44,7 @@ IF_MATCH_PARAMETER: dict[str, Any] = {
         "ETag of the state that was read: 412 if somebody has changed the settings since. What changes by itself, as "
         "counts and times do, does not matter. Left out or `*`: whatever the state"
     ),
-    "schema": {"type": "string", "examples": [_EXAMPLE]},
+    "schema": {"type": "string", "pattern": _LIST, "examples": [_EXAMPLE]},
 }
 NOT_MODIFIED = "Unchanged since the state that If-None-Match names"
 
@@ -80,7 +82,7 @@ def version(row: Model, settings: Sequence[str]) -> str:
 
 
 def tag(row: Model, settings: Sequence[str], shown: Any, form: str) -> str:
-    """Return the ETag of `row`, shown as `shown` in the format `form`."""
+    """Return the ETag of `row`, shown as `shown` in the version `form` of the API."""
     seen = hashlib.blake2b(form.encode() + b"\0" + dumps(shown), digest_size=16).hexdigest()
     return f'"{version(row, settings)}-{seen}"'
 

@@ -50,7 +50,7 @@ KEY_PARAMETER: dict[str, Any] = {
         "with it within 24 hours has no second effect and gets the first answer again; another request with it is a "
         "409. Only answers 2xx are kept."
     ),
-    "schema": {"type": "string", "minLength": 1, "maxLength": 2 * MAX_LENGTH + 2, "pattern": "^[ -~]+$"},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 2 * MAX_LENGTH + 2, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 }
 REPLAYED_HEADER: dict[str, Any] = {
     "description": "`true` when this is the answer of an earlier request with the same Idempotency-Key",

@@ -17,7 +17,6 @@ JSON_V1 = "application/vnd.k1node.v1+json"
 PROBLEM = "application/problem+json"
 # What bodies may be sent as, and answers asked for.
 MEDIA_TYPES = (JSON, JSON_V2, JSON_V1)
-PROBLEM = "application/problem+json"
 
 
 def timestamp(moment: datetime) -> str:

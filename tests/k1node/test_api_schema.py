@@ -71,7 +71,7 @@ def test_links_of_lists_are_declared(probe: dict[str, Any]) -> None:
             "first, prev, next and last"
             in probe["paths"][path]["get"]["responses"]["200"]["headers"]["Link"]["description"]
         )
-    assert "headers" not in probe["paths"]["/echoes/{echoId}"]["get"]["responses"]["200"]
+    assert "Link" not in probe["paths"]["/echoes/{echoId}"]["get"]["responses"]["200"]["headers"]
 
 
 def test_idempotency_is_declared_on_every_post(probe: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def test_idempotency_is_declared_on_every_post(probe: dict[str, Any]) -> None:
         answers = [answer for code, answer in posts[path]["responses"].items() if code.startswith("2")]
         assert [("Idempotency-Replayed" in answer["headers"]) for answer in answers] == [True] * len(answers)
     assert probe["components"]["parameters"]["IdempotencyKey"]["required"] is False
-    assert {"Location", "Idempotency-Replayed"} == set(probe["paths"]["/tasks"]["post"]["responses"]["202"]["headers"])
+    assert {"Location", "Idempotency-Replayed"} <= set(probe["paths"]["/tasks"]["post"]["responses"]["202"]["headers"])
 
 
 def test_errors_are_declared(probe: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def test_errors_are_declared(probe: dict[str, Any]) -> None:
     }
     assert "404" in probe["paths"]["/echoes/{echoId}"]["get"]["responses"]
     for answer in probe["components"]["responses"].values():
-        assert answer["content"]["application/problem+json"] == {"schema": {"$ref": "#/components/schemas/Problem"}}
+        assert answer["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
 
 
 def test_scopes_are_declared(probe: dict[str, Any]) -> None:

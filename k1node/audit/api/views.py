@@ -14,7 +14,7 @@ from k1node.lib.admin_base import key_in
 class AuditViewSet(ApiViewSet):
     required_scopes = {"list": ("admin",), "retrieve": ("admin",)}
     operation_ids = {"list": "listAuditRecords", "retrieve": "getAuditRecord"}
-    tags = ("Audit",)
+    tags = ("Access",)
     list_key = "records"
     list_name = "AuditRecordList"
     pagination_class = CursorPagination
