@@ -19,6 +19,7 @@ from django.utils import timezone
 from k1node.access import keys
 from k1node.access.models import ApiKey
 from k1node.api.models import IdempotentAnswer
+from k1node.audit.models import AuditBlock, AuditPruning, AuditRecord, AuditRefusal
 from k1node.events import log
 from k1node.events.models import Event
 from k1node.lib.admin_display import duration, relative, size
@@ -140,6 +141,14 @@ def rows() -> dict[type[models.Model], models.Model]:
         IdempotentAnswer: IdempotentAnswer.objects.create(
             identity="0" * 64, asked_by=HOSTILE, path=HOSTILE, status=201, body=HOSTILE.encode(), created_at=NOW
         ),
+        AuditRecord: AuditRecord.objects.create(
+            at=NOW, action=HOSTILE[:60], actor=HOSTILE, actor_name=HOSTILE, target=HOSTILE, reason=HOSTILE, after=given
+        ),
+        AuditBlock: AuditBlock.objects.create(number=1, last_xid=0, last_id=1, count=1, hash=HOSTILE, sealed_at=NOW),
+        AuditRefusal: AuditRefusal.objects.create(
+            minute=NOW, action=HOSTILE, address=HOSTILE, reason=HOSTILE, first_at=NOW, last_at=NOW
+        ),
+        AuditPruning: AuditPruning.objects.create(through=1),
         User: User.objects.create_user("other", first_name=HOSTILE),
     }
 
@@ -177,7 +186,7 @@ def text_of(response: Any) -> str:
 def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> None:
     ours = {
         model
-        for label in ("scheduling", "recovery", "events", "access", "api", "operations")
+        for label in ("scheduling", "recovery", "events", "access", "audit", "api", "operations")
         for model in apps.get_app_config(label).get_models()
     }
 
@@ -253,6 +262,10 @@ MACHINE_WRITTEN = [
     NoticeMail,
     NoticeReader,
     FailingSchedule,
+    AuditRecord,
+    AuditBlock,
+    AuditRefusal,
+    AuditPruning,
 ]
 
 
