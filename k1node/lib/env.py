@@ -1,12 +1,15 @@
 """Small loud readers of the environment: nonsense stops the start, nothing is guessed."""
 
 import os
-from datetime import date
+import re
+from datetime import date, timedelta
 
 from django.core.exceptions import ImproperlyConfigured
 
 TRUE = {"1", "true", "yes", "on"}
 FALSE = {"0", "false", "no", "off"}
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 
 def env_str(name: str, default: str = "") -> str:
@@ -60,3 +63,33 @@ def env_choice(name: str, default: str, choices: tuple[str, ...]) -> str:
 def env_list(name: str, default: str = "") -> list[str]:
     """Return the comma-separated words in `name`, without blanks."""
     return [word.strip() for word in env_str(name, default).split(",") if word.strip()]
+
+
+def env_duration(name: str, default: timedelta, *, low: timedelta, high: timedelta) -> timedelta:
+    """Return the length of time in `name`: 90s, 30m, 24h or 7d; raise ImproperlyConfigured unless low <= it <= high."""
+    text = env_str(name)
+    if not text:
+        return default
+    value = read_duration(text)
+    if value is None:
+        raise ImproperlyConfigured(f"{name} must be a length of time such as 90s, 30m, 24h or 7d, not {text!r}.")
+    if not low <= value <= high:
+        raise ImproperlyConfigured(f"{name} must be from {_words(low)} to {_words(high)}, not {text}.")
+    return value
+
+
+def read_duration(text: str) -> timedelta | None:
+    """Return the length of time that `text` writes as a number with its unit; None if it writes none."""
+    parts = DURATION.fullmatch(text.strip())
+    try:
+        return timedelta(**{UNITS[parts[2]]: int(parts[1])}) if parts else None
+    except OverflowError:
+        return None
+
+
+def _words(length: timedelta) -> str:
+    seconds = int(length.total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size and not seconds % size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

@@ -393,7 +393,7 @@ def test_new_key_is_shown_once_and_kept_nowhere(admin_client: Client) -> None:
     assert "sk-k1n_" not in second
     key = keys.verify(found.group())
     assert key is not None
-    assert (key.name, key.scopes, key.requests_per_hour) == ("billing", ["scheduler:read"], 500)
+    assert (key.name, key.scopes, key.requests_per_hour) == ("billing", ("scheduler:read",), 500)
     assert found.group() not in str(list(ApiKey.objects.values_list()))
 
 
