@@ -17,7 +17,7 @@ from types import FrameType
 
 from bench import machine
 from bench.effort import Effort, Measure
-from bench.figures import api, breakers, commands, database, latency, queue, recovery, rest
+from bench.figures import access, api, breakers, commands, database, latency, queue, recovery, rest
 from bench.node import PROJECT
 from bench.results import Report
 
@@ -35,6 +35,7 @@ FIGURES: dict[str, Measure] = {
     "redrive": recovery.redrive,
     "retry-stats": recovery.retry_stats,
     "api-list": api.api_list,
+    "key-check": access.key_check,
     "idle": rest.idle,
 }
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -22,6 +22,7 @@ from django.conf import settings  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 
 from bench.processes import cpu_seconds, wait_until  # noqa: E402
+from k1node.access import keys  # noqa: E402
 from k1node.lib import sql  # noqa: E402
 from k1node.lib.clock_time import database_now  # noqa: E402
 from k1node.operations.models import Item, Operation  # noqa: E402
@@ -387,6 +388,39 @@ def claim(*, bundle: int, rounds: int) -> dict[str, float]:
     return {"alone": statistics.median(alone), "whole": statistics.median(whole)}
 
 
+def check_keys(*, rounds: int, checks: int) -> dict[str, Any]:
+    """Return the microseconds of CPU that a key check takes beyond its query, for each round, and those of the query.
+
+    The time of a check in a PostgreSQL server is in neither: only this process is measured.
+    """
+    text = [keys.issue(f"bench-{number}", ["scheduler:read", "scheduler:trigger"])[1] for number in range(100)][50]
+    digest = keys.digest(text)
+
+    def query() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(keys.BY_DIGEST, (digest,))
+            cursor.fetchone()
+
+    def check() -> None:
+        if keys.examine(text)[0] is None:
+            raise RuntimeError("The key was refused")
+
+    def cpu(work: Callable[[], None]) -> float:
+        began = time.thread_time()
+        for _ in range(20):
+            work()
+        return (time.thread_time() - began) / 20 * 1e6
+
+    cpu(check)  # notes the key's use, once a minute
+    beyond, alone = [], []
+    for _ in range(rounds):
+        # By turns and in short pieces: what else the machine does meets both sides alike.
+        pairs = [(cpu(check), cpu(query)) for _ in range(checks // 20)]
+        alone.append(statistics.median(pair[1] for pair in pairs))
+        beyond.append(statistics.median(pair[0] for pair in pairs) - alone[-1])
+    return {"beyond": beyond, "query": statistics.median(alone)}
+
+
 EXPRESSIONS = ("* * * * *", "*/5 * * * *", "7 * * * *", "30 4 * * *", "0 9 * * mon-fri", "15 3 1 * *")
 
 
@@ -444,6 +478,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         slots_to_starts,
         fill,
         claim,
+        check_keys,
         fire_passes,
         redrive,
         store_attempts,
