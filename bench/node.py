@@ -121,6 +121,7 @@ def _folder(
             "DJANGO_SETTINGS_MODULE": "k1node.settings",
             "SECRET_KEY": secrets.token_urlsafe(48),
             "K1NODE_AUDIT_KEY": secrets.token_urlsafe(48),
+            "JWT_SECRET": secrets.token_urlsafe(48),
             "K1NODE_DATA": str(folder / "data"),
             "K1NODE_HANDLER_ROOT": str(folder / "handlers"),
             "K1NODE_HANDLER_MODULES": "bench.handlers",

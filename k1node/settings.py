@@ -1,15 +1,16 @@
 """One settings file. Every value an operator may set comes from the environment, through loud helpers."""
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from k1node.access import issuers
 from k1node.lib import secrets, sunset
-from k1node.lib.env import env_bool, env_choice, env_date, env_int, env_list, env_str
+from k1node.lib.env import env_bool, env_choice, env_date, env_duration, env_int, env_list, env_str
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -107,6 +108,7 @@ MIDDLEWARE = [
     "k1node.api.middleware.VersionMiddleware",
     "k1node.api.middleware.RateLimitMiddleware",
     "k1node.api.middleware.NulMiddleware",
+    "k1node.access.middleware.QueryCredentialMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -223,6 +225,24 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
 SECURE_HSTS_PRELOAD = HTTPS
 # Proxies in front that append to X-Forwarded-For; the client's address is read from behind them. 0: from no header.
 K1NODE_TRUSTED_PROXIES = env_int("K1NODE_TRUSTED_PROXIES", 1 if HTTPS else 0, low=0, high=10)
+# The first signs tokens, the others are still good for those signed before: at most two, until what they signed ends.
+JWT_SECRET = secrets.required("JWT_SECRET", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
+JWT_SECRET_PREVIOUS = env_list("JWT_SECRET_PREVIOUS")
+secrets.check_signing_key("JWT_SECRET", JWT_SECRET, others={"SECRET_KEY": SECRET_KEY})
+if len(JWT_SECRET_PREVIOUS) > 2:
+    raise ImproperlyConfigured("JWT_SECRET_PREVIOUS must name at most two secrets, with a comma between them.")
+for _secret in JWT_SECRET_PREVIOUS:
+    secrets.check_signing_key(
+        "JWT_SECRET_PREVIOUS", _secret, others={"SECRET_KEY": SECRET_KEY, "JWT_SECRET": JWT_SECRET}
+    )
+JWT_EXPIRY = env_duration("JWT_EXPIRY", timedelta(hours=24), low=timedelta(minutes=1), high=timedelta(days=7))
+JWT_REFRESH_EXPIRY = env_duration(
+    "JWT_REFRESH_EXPIRY", timedelta(days=30), low=timedelta(minutes=5), high=timedelta(days=365)
+)
+# Who else's tokens are accepted, as JSON: {"https://billing.internal": {"key": "…", "scopes": ["scheduler:read"]}}
+K1NODE_JWT_ISSUERS = issuers.read(
+    env_str("K1NODE_JWT_ISSUERS"), secrets_of_the_node={"SECRET_KEY": SECRET_KEY, "JWT_SECRET": JWT_SECRET}
+)
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True
@@ -278,6 +298,8 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "ENUM_NAME_OVERRIDES": {
+        "ApiKeyState": "k1node.access.models.KeyState",
+        "StateEnum": "recovery.breaker_rules.State",
         "DLQStatus": "recovery.models.DeadLetter.Status",
         "TaskStatus": "scheduling.queries.SHOWN",
     },

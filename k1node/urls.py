@@ -18,6 +18,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v2/openapi.json", pages.OpenApiView.as_view(), name="openapi"),
     path("api/v2/docs", pages.SwaggerPage.as_view(), name="docs"),
     path("api/v2/redoc", pages.RedocPage.as_view(), name="redoc"),
+    path("api/v2/", include("k1node.access.api.urls")),
     path("api/v2/", include("scheduling.api.urls")),
     path("api/v2/", include("recovery.api.urls")),
     path("api/v2/", include("k1node.audit.api.urls")),

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 MORE_SETTINGS = {"NODE_ENV", "ALLOWED_HOSTS", "PORT", "DEFAULT_FROM_EMAIL"}
+PREFIXES = ("K1NODE_", "EMAIL_", "JWT_", "RATE_LIMIT_")
 
 
 def _prepare_environment() -> Path:
@@ -27,7 +28,7 @@ def _prepare_environment() -> Path:
     # A worker's folder lies in its controller's, which is removed at the end even if the worker was killed.
     parent = os.environ.get("K1NODE_DATA") if "PYTEST_XDIST_WORKER" in os.environ else None
     for name in list(os.environ):
-        if name.startswith(("K1NODE_", "EMAIL_", "RATE_LIMIT_")) or name in MORE_SETTINGS:
+        if name.startswith(PREFIXES) or name in MORE_SETTINGS:
             del os.environ[name]
     data = Path(tempfile.mkdtemp(prefix="k1node-test-", dir=parent))
     if servers := [host for host in os.environ.get("K1_TEST_DB_HOSTS", "").split(",") if host]:
@@ -38,6 +39,7 @@ def _prepare_environment() -> Path:
         K1NODE_DATA=str(data),
         SECRET_KEY="only-for-tests-" + "0123456789abcdef" * 3,
         K1NODE_AUDIT_KEY="only-for-tests-" + "fedcba9876543210" * 3,
+        JWT_SECRET="only-for-tests-of-tokens-" + "fedcba9876543210" * 3,
         ALLOWED_HOSTS="testserver,localhost,127.0.0.1",
         # Out of the way; tests of the limits set their own.
         RATE_LIMIT_REQUESTS="10000000",

@@ -32,6 +32,7 @@ def main() -> int:
         production = {
             "NODE_ENV": "production",
             "SECRET_KEY": secrets.token_urlsafe(64),
+            "JWT_SECRET": secrets.token_urlsafe(64),
             "K1NODE_AUDIT_KEY": secrets.token_urlsafe(64),
             "ALLOWED_HOSTS": "k1node.example",
             "K1NODE_DATA": data,
@@ -39,7 +40,7 @@ def main() -> int:
         checked = manage(production, "check", "--deploy", "--fail-level", "WARNING")
         if checked.returncode:
             problems.append(f"check --deploy failed:\n{checked.stdout}{checked.stderr}")
-        for name in ("SECRET_KEY", "K1NODE_AUDIT_KEY", "ALLOWED_HOSTS"):
+        for name in ("SECRET_KEY", "JWT_SECRET", "K1NODE_AUDIT_KEY", "ALLOWED_HOSTS"):
             refused = manage({key: value for key, value in production.items() if key != name}, "check")
             if refused.returncode == 0:
                 problems.append(f"A production node without {name} starts.")

@@ -12,7 +12,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 
-from k1node.access import keys, task_tokens
+from k1node.access import grants, jwt_tokens, keys, task_tokens
 from k1node.access.principal import Principal
 from k1node.access.scopes import ADMIN
 from k1node.lib import origin
@@ -25,7 +25,7 @@ Recognised = tuple[Principal, object]
 
 
 class BearerAuthentication(BaseAuthentication):
-    """`Authorization: Bearer …` with an API key (`sk-…`) or the token of a running task (`kt-…`)."""
+    """`Authorization: Bearer …` with an API key (`sk-…`), a JWT (`eyJ…`) or the token of a running task (`kt-…`)."""
 
     def authenticate(self, request: Request) -> Recognised | None:
         scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -36,6 +36,8 @@ class BearerAuthentication(BaseAuthentication):
             return self._by_key(request, token)
         if token.startswith(task_tokens.PREFIX):
             return self._by_task(request, token)
+        if token.startswith("eyJ") and token.count(".") == 2:
+            return self._by_jwt(request, token)
         raise _refusal(request, "unknown kind of token")
 
     def authenticate_header(self, request: Request) -> str:
@@ -49,6 +51,13 @@ class BearerAuthentication(BaseAuthentication):
         return Principal(key.name, "key", frozenset(key.scopes), f"key:{key.pk}", key.requests_per_hour), key
 
     @staticmethod
+    def _by_jwt(request: Request, token: str) -> Recognised:
+        found, reason = jwt_tokens.examine(token)
+        if found is None:
+            raise _refusal(request, reason)
+        return Principal(found.name, "jwt", found.scopes, found.identity), found.key or found
+
+    @staticmethod
     def _by_task(request: Request, token: str) -> Recognised:
         run = task_tokens.read(token)
         if run is None:
@@ -57,6 +66,14 @@ class BearerAuthentication(BaseAuthentication):
         if not _task_check()(task_pk, fence):
             raise _refusal(request, f"task {task_pk} is not running under fence {fence}")
         return Principal(f"task:{task_pk}", "task", frozenset({"scheduler:read"}), f"task:{task_pk}"), run
+
+
+def by_refresh_token(request: Request, text: str) -> grants.Grant:
+    """Return what a refresh token is exchanged for. Raises AuthenticationFailed."""
+    grant, reason = grants.exchange(text)
+    if grant is None:
+        raise _refusal(request, reason)
+    return grant
 
 
 CONSOLE_SCOPES = {"dashboard:read": "scheduling.view_task", "dashboard:write": "scheduling.change_task"}

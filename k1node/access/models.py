@@ -65,3 +65,61 @@ class ApiKey(models.Model):
         if self.expires_at is not None and self.expires_at <= now:
             return KeyState.EXPIRED
         return KeyState.ROTATED if self.replaced_by_id else KeyState.ACTIVE
+
+
+def family_id() -> str:
+    return ids.prefixed("family")
+
+
+class TokenFamily(models.Model):
+    """What one sign-in with a key has led to: a chain of refresh tokens and the access tokens made with them.
+
+    Written by auth/token, carried on by auth/refresh, ended as a whole. The row stays until nothing of it is valid.
+    """
+
+    family_id = models.CharField(max_length=40, unique=True, default=family_id)
+    key = models.ForeignKey(ApiKey, models.CASCADE, related_name="families")
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()  # of the last token of it
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_reason = models.CharField(max_length=100, blank=True)
+
+    class Meta:
+        verbose_name_plural = "token families"
+        indexes = [models.Index(fields=["expires_at"], name="token_family_expiry")]  # for pruning
+
+    def __str__(self) -> str:
+        return self.family_id
+
+
+class RefreshToken(models.Model):
+    """One link of a family, kept as a digest: good for one use. Used ones stay, to notice when they come again."""
+
+    family = models.ForeignKey(TokenFamily, models.CASCADE, related_name="tokens")
+    digest = models.CharField(max_length=64, unique=True)  # SHA-256 of the whole token, hex
+    scopes = models.JSONField(default=list)
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["expires_at"], name="refresh_token_expiry")]  # for pruning
+
+    def __str__(self) -> str:
+        return f"#{self.pk} of {self.family_id}"
+
+
+class DeniedToken(models.Model):
+    """An access token that was revoked before its end; the row stays until then."""
+
+    issuer = models.CharField(max_length=200)
+    jti = models.CharField(max_length=200)
+    denied_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "jti"], name="denied_token_once")]
+        indexes = [models.Index(fields=["expires_at"], name="denied_token_expiry")]  # for pruning
+
+    def __str__(self) -> str:
+        return self.jti

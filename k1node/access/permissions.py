@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # rest_framework.views imports this module, as its default pe
 
 logger = logging.getLogger(__name__)
 
+# In the place of scopes: open to every API key, whatever it may do, and to no other kind of credential.
+ANY_KEY = ("any API key",)
+
 
 def required_scopes(view: "APIView", method: str) -> Sequence[str]:
     """Return the scopes of which any one opens the view's present action; empty if it names none."""
@@ -42,6 +45,10 @@ class HasScopes(BasePermission):
         if not required:
             logger.error("View without required_scopes refused", extra={"view": type(view).__name__})
             raise PermissionDenied("Insufficient permissions: this operation is open to nobody")
+        if required == ANY_KEY:
+            if principal.kind != "key":
+                raise PermissionDenied("Insufficient permissions: this operation needs an API key")
+            return True
         if not principal.may(*required):
             raise InsufficientScope(required)
         return True

@@ -1,7 +1,7 @@
 """What a credential may do, as data: which scope brings which others with it."""
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 ADMIN = "admin"
 
@@ -57,3 +57,14 @@ def allows(granted: Iterable[str], required: Iterable[str]) -> bool:
     """Say whether `granted` covers at least one of `required`; nothing required means nobody may."""
     wanted = frozenset(required)
     return any(not wanted.isdisjoint(closure(scope)) for scope in granted)
+
+
+@lru_cache(maxsize=4096)
+def common(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the fewest scopes that bring what both bring; none that is known to neither."""
+    both = _brought_by(some) & _brought_by(others)
+    return tuple(sorted(scope for scope in both if not any(scope in closure(each) - {each} for each in both)))
+
+
+def _brought_by(granted: Iterable[str]) -> frozenset[str]:
+    return frozenset().union(*(closure(scope) for scope in granted))

@@ -12,7 +12,7 @@ from rest_framework import permissions
 from rest_framework.pagination import BasePagination
 
 from k1node.access import scopes
-from k1node.access.permissions import required_scopes
+from k1node.access.permissions import ANY_KEY, required_scopes
 from k1node.api import conditional, idempotency
 from k1node.api import serializers as strict
 from k1node.api.error_codes import CODES
@@ -291,6 +291,8 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
     def get_security_requirement(self, auto_schema: AutoSchema) -> list[Document]:
         required = required_scopes(auto_schema.view, auto_schema.method)
+        if required == ANY_KEY:
+            return [{"ApiKey": []}]
         return [{"ApiKey": []}, {"JWT": []}, *({"OAuth2": [scope]} for scope in required)]
 
 

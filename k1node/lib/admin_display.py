@@ -57,6 +57,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "silent": ("bad", "question"),
     "active": ("ok", "tick"),
     "expired": ("off", "clock"),
+    "rotated": ("warn", "again"),
     "revoked": ("off", "slash"),
 }
 

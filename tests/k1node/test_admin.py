@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from k1node.access import keys
-from k1node.access.models import ApiKey
+from k1node.access.models import ApiKey, DeniedToken, RefreshToken, TokenFamily
 from k1node.api.models import IdempotentAnswer
 from k1node.audit.models import AuditBlock, AuditPruning, AuditRecord, AuditRefusal
 from k1node.events import log
@@ -149,6 +149,13 @@ def rows() -> dict[type[models.Model], models.Model]:
             minute=NOW, action=HOSTILE, address=HOSTILE, reason=HOSTILE, first_at=NOW, last_at=NOW
         ),
         AuditPruning: AuditPruning.objects.create(through=1),
+        TokenFamily: (
+            family := TokenFamily.objects.create(key=key, created_at=NOW, expires_at=NOW, revoked_reason=HOSTILE)
+        ),
+        RefreshToken: RefreshToken.objects.create(
+            family=family, digest="0" * 64, scopes=[HOSTILE], created_at=NOW, expires_at=NOW
+        ),
+        DeniedToken: DeniedToken.objects.create(issuer=HOSTILE, jti=HOSTILE, denied_at=NOW, expires_at=NOW),
         User: User.objects.create_user("other", first_name=HOSTILE),
     }
 
@@ -266,6 +273,9 @@ MACHINE_WRITTEN = [
     AuditBlock,
     AuditRefusal,
     AuditPruning,
+    TokenFamily,
+    RefreshToken,
+    DeniedToken,
 ]
 
 
@@ -436,7 +446,7 @@ def test_existing_key_cannot_be_edited_or_deleted(admin_client: Client) -> None:
 def test_revoking_says_what_was_done_and_what_was_not(admin_client: Client) -> None:
     key, text = keys.issue("billing", ["scheduler:read"])
     old, _ = keys.issue("old", ["scheduler:read"])
-    keys.revoke(old)
+    keys.revoke(old, reason="lost")
 
     response = admin_client.post(list_of(ApiKey), {"action": "revoke", "_selected_action": [key.pk, old.pk]})
 

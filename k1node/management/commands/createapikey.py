@@ -10,6 +10,7 @@ from django.utils import timezone
 from k1node.access import keys
 from k1node.access.scopes import DESCRIPTIONS
 from k1node.lib.env import read_duration
+from k1node.lib.errors import InvalidRequest
 
 BY = "command line"
 
@@ -36,7 +37,9 @@ class Command(BaseCommand):
             metavar="NETWORK",
             help="where it may be used from, 10.0.0.0/8; repeat for more (default: everywhere)",
         )
-        parser.add_argument("--expires", metavar="WHEN", help="after a time (90d, 12h) or at 2027-01-31 (default: never)")
+        parser.add_argument(
+            "--expires", metavar="WHEN", help="after a time (90d, 12h) or at 2027-01-31 (default: never)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         now = timezone.now()
@@ -61,7 +64,7 @@ class Command(BaseCommand):
         self.stdout.write(text)
 
 
-def in_lines(error: keys.InvalidRequest) -> str:
+def in_lines(error: InvalidRequest) -> str:
     return "\n".join(f"{detail.field}: {detail.message}. {detail.suggestion or ''}" for detail in error.details)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from k1node.access import keys
-from k1node.lib.errors import K1NodeError
+from k1node.lib.errors import InvalidRequest, K1NodeError
 from k1node.management.commands.createapikey import BY, in_lines, length_of
 from k1node.management.commands.revokeapikey import named
 
@@ -24,7 +24,7 @@ class Command(BaseCommand):
         old = named(options["key"])
         try:
             new, text = keys.rotate(old, overlap=length_of(options["overlap"], "--overlap"), by=BY)
-        except keys.InvalidRequest as error:
+        except InvalidRequest as error:
             raise CommandError(in_lines(error)) from error
         except K1NodeError as error:
             raise CommandError(f"{error.message}.") from error
