@@ -1,6 +1,6 @@
 import pytest
 
-from k1node.access.scopes import ALL_SCOPES, DESCRIPTIONS, IMPLIES, allows, closure
+from k1node.access.scopes import ALL_SCOPES, DESCRIPTIONS, IMPLIES, allows, closure, common
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,21 @@ def test_admin_brings_everything() -> None:
 
 def test_every_scope_is_known_and_described() -> None:
     assert {inner for group in IMPLIES.values() for inner in group} <= ALL_SCOPES == set(DESCRIPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("some", "others", "both"),
+    [
+        (["scheduler:write"], ["scheduler:read"], ["scheduler:read"]),
+        (["scheduler:write"], ["admin"], ["scheduler:write"]),
+        (["admin"], ["admin"], ["admin"]),
+        (["scheduling:admin"], ["scheduler:trigger", "batch:write"], ["scheduler:trigger"]),
+        (["scheduler:write", "scheduler:read"], ["scheduler:write"], ["scheduler:write"]),
+        (["dashboard:read"], ["scheduler:write", "webhooks:write"], ["scheduler:read", "webhooks:read"]),
+        (["scheduler:write"], ["batch:write"], []),
+        (["unknown"], ["unknown", "admin"], []),
+        ([], ["admin"], []),
+    ],
+)
+def test_what_two_have_in_common(some: list[str], others: list[str], both: list[str]) -> None:
+    assert list(common(tuple(some), tuple(others))) == both == list(common(tuple(others), tuple(some)))

@@ -466,6 +466,64 @@ def test_revoking_needs_the_permission_to_change(staff: Callable[..., Client]) -
     assert keys.verify(text) is not None
 
 
+def test_a_key_is_tied_to_networks_on_the_console(admin_client: Client) -> None:
+    data = {"name": "billing", "scopes": ["scheduler:read"], "allowed_cidrs": "10.0.0.0/8\n192.0.2.7, 2001:db8::/32"}
+
+    refused = admin_client.post(reverse("admin:access_apikey_add"), data | {"allowed_cidrs": "10.0.0.1/8"})
+    admin_client.post(reverse("admin:access_apikey_add"), data)
+
+    key = ApiKey.objects.get()
+    assert list(refused.context["adminform"].form.errors) == ["allowed_cidrs"]
+    assert (key.allowed_cidrs, key.created_by) == (["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"], "admin")
+
+
+def test_a_key_is_replaced_on_its_page(admin_client: Client) -> None:
+    key, text = keys.issue("billing", ["scheduler:read"])
+    address = reverse("admin:access_apikey_rotate", args=(key.pk,))
+
+    assert f'href="{address}"' in text_of(admin_client.get(page_of(key)))
+    assert "How long the old key stays valid" in text_of(admin_client.get(address))
+    done = admin_client.post(address, {"overlap": "3600"}, follow=True)
+
+    found = re.search(r"sk-k1n_[0-9A-Za-z]{46}", text_of(done))
+    assert found and keys.verify(found.group()) and keys.verify(text)
+    new = ApiKey.objects.exclude(pk=key.pk).get()
+    assert (new.created_by, done.redirect_chain[-1][0]) == ("admin", page_of(new))
+    old = text_of(admin_client.get(page_of(key)))
+    assert "rotated, valid until" in old and page_of(new) in old
+    assert f'href="{address}"' not in old
+    again = admin_client.post(address, {"overlap": "3600"}, follow=True)
+    assert "rotated already" in text_of(again)
+    assert ApiKey.objects.count() == 2
+
+
+def test_a_key_is_revoked_on_its_page_with_a_reason(admin_client: Client) -> None:
+    key, text = keys.issue("billing", ["scheduler:read"])
+    address = reverse("admin:access_apikey_revoke", args=(key.pk,))
+
+    done = admin_client.post(address, {"reason": "leaked"}, follow=True)
+
+    assert "Revoked billing" in text_of(done) and "leaked" in text_of(done)
+    assert keys.verify(text) is None
+    assert "was revoked before" in text_of(admin_client.post(address, {"reason": ""}, follow=True))
+
+
+def test_replacing_and_revoking_need_the_permission_to_change(staff: Callable[..., Client]) -> None:
+    key, text = keys.issue("billing", ["scheduler:read"])
+    client = staff("view_apikey")
+
+    for verb in ("rotate", "revoke"):
+        address = reverse(f"admin:access_apikey_{verb}", args=(key.pk,))
+        assert client.get(address).status_code == 403
+        assert client.post(address, {"overlap": "0"}).status_code == 403
+        assert address not in text_of(client.get(page_of(key)))
+    assert keys.verify(text) is not None
+
+
+def test_a_key_that_is_not_there_cannot_be_replaced(admin_client: Client) -> None:
+    assert admin_client.get(reverse("admin:access_apikey_rotate", args=(7,))).status_code == 404
+
+
 # --- words ------------------------------------------------------------------------------------------------------
 
 

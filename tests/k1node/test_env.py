@@ -1,12 +1,15 @@
 """The readers of the environment: what they take, and what they say about nonsense."""
 
+import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from k1node.access import issuers
 from k1node.lib import secrets
-from k1node.lib.env import env_bool, env_choice, env_int, env_list, env_str
+from k1node.lib.env import env_bool, env_choice, env_duration, env_int, env_list, env_str
 
 NAME = "K1NODE_TEST_VALUE"
 
@@ -165,3 +168,120 @@ def set_or_unset(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
         monkeypatch.delenv(NAME, raising=False)
     else:
         monkeypatch.setenv(NAME, text)
+
+
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        pytest.param(None, timedelta(hours=5), id="unset"),
+        pytest.param(" ", timedelta(hours=5), id="blank"),
+        pytest.param("90s", timedelta(seconds=90), id="seconds"),
+        pytest.param(" 30m ", timedelta(minutes=30), id="minutes"),
+        pytest.param("24h", DAY, id="hours"),
+        pytest.param("7d", timedelta(days=7), id="days"),
+    ],
+)
+def test_a_length_of_time_is_read(monkeypatch: pytest.MonkeyPatch, text: str | None, value: timedelta) -> None:
+    set_or_unset(monkeypatch, text)
+
+    assert env_duration(NAME, timedelta(hours=5), low=timedelta(seconds=90), high=7 * DAY) == value
+
+
+@pytest.mark.parametrize("text", ["24", "h", "1.5h", "-1h", "24 h", "24H", "1d12h", "forever", "9999999999s"])
+def test_a_length_without_its_unit_stops_the_start(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(NAME, text)
+
+    with pytest.raises(ImproperlyConfigured, match=f"^{NAME} must be a length of time such as 90s, 30m, 24h or 7d"):
+        env_duration(NAME, DAY, low=DAY, high=DAY)
+
+
+@pytest.mark.parametrize("text", ["59s", "0d", "169h", "999999999d"])
+def test_a_length_out_of_bounds_stops_the_start(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(NAME, text)
+
+    with pytest.raises(ImproperlyConfigured, match=f"^{NAME} must be "):
+        env_duration(NAME, DAY, low=timedelta(minutes=1), high=7 * DAY)
+
+
+STRONG = "kq3VbT7mWz9XcR2nYp5sLd8fGh1jAe4u"
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        pytest.param("your-secret-key", "32 characters", id="the design's placeholder"),
+        pytest.param("changeme", "32 characters", id="changeme"),
+        pytest.param("x" * 31, "32 characters", id="short"),
+        pytest.param("your-secret-key-your-secret-key-0123456789", "placeholder", id="the placeholder at length"),
+        pytest.param("CHANGE_ME_CHANGE_ME_0123456789_abcdefghij", "placeholder", id="change me"),
+        pytest.param("replace-me-with-something-long-and-random", "placeholder", id="replace me"),
+        pytest.param("a" * 64, "again and again", id="one character"),
+        pytest.param("abababab" * 5, "again and again", id="two characters"),
+        pytest.param("0123456789abcdef" * 2, "again and again", id="a pattern"),
+        pytest.param("another secret of this node 0987654321", "same as SECRET_KEY", id="another secret"),
+        pytest.param(STRONG, "", id="random"),
+        pytest.param("9f86d081884c7d659a2feaa0c55ad015", "", id="hexadecimal"),
+    ],
+)
+def test_what_tokens_are_not_signed_with(value: str, wrong: str) -> None:
+    others = {"SECRET_KEY": "another secret of this node 0987654321"}
+
+    said = secrets.weakness(value, others=others)
+
+    assert (wrong in said) if wrong else said == ""
+    if wrong:
+        with pytest.raises(ImproperlyConfigured, match=f"^{NAME} must .*openssl rand") as caught:
+            secrets.check_signing_key(NAME, value, others=others)
+        assert value not in str(caught.value)
+
+
+def test_generated_secrets_are_strong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+
+    secrets.check_signing_key(NAME, secrets.required(NAME, tmp_path, production=False), others={})
+
+
+def test_issuers_are_read() -> None:
+    text = json.dumps(
+        {
+            "https://billing.internal": {"key": STRONG, "scopes": ["scheduler:read"]},
+            "crm": {"key": STRONG[::-1], "scopes": ["admin"], "audience": "k1"},
+        }
+    )
+
+    found = issuers.read(text, secrets_of_the_node={})
+
+    assert found["crm"] == issuers.Issuer("crm", STRONG[::-1], ("admin",), "k1")
+    assert found["https://billing.internal"].audience == "k1node-api"
+    assert issuers.read("", secrets_of_the_node={}) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param("{", "must be JSON", id="no JSON"),
+        pytest.param([], "must be a JSON object", id="a list"),
+        pytest.param({"k1node": {"key": STRONG, "scopes": ["admin"]}}, "another issuer", id="this node"),
+        pytest.param({"": {"key": STRONG, "scopes": ["admin"]}}, "another issuer", id="no name"),
+        pytest.param({"a" * 201: {"key": STRONG, "scopes": ["admin"]}}, "another issuer", id="a long name"),
+        pytest.param({"a": STRONG}, "must have key and scopes", id="a key alone"),
+        pytest.param({"a": {"key": STRONG}}, "must have key and scopes", id="no scopes"),
+        pytest.param({"a": {"key": STRONG, "scopes": ["admin"], "alg": "none"}}, "nothing else", id="more"),
+        pytest.param({"a": {"key": 5, "scopes": ["admin"]}}, "must be a string", id="a key that is a number"),
+        pytest.param({"a": {"key": "short", "scopes": ["admin"]}}, "32 characters", id="a short key"),
+        pytest.param({"a": {"key": "our own secret of 32 characters!", "scopes": ["admin"]}}, "same as JWT", id="ours"),
+        pytest.param({"a": {"key": STRONG, "scopes": "admin"}}, "must be a list", id="scopes as text"),
+        pytest.param({"a": {"key": STRONG, "scopes": []}}, "at least one", id="an empty list"),
+        pytest.param({"a": {"key": STRONG, "scopes": ["root"]}}, "have root", id="an unknown scope"),
+        pytest.param({"a": {"key": STRONG, "scopes": ["admin"], "audience": ""}}, "audience", id="an empty audience"),
+    ],
+)
+def test_issuers_that_cannot_be_stop_the_start(value: object, message: str) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+
+    with pytest.raises(ImproperlyConfigured, match=message) as caught:
+        issuers.read(text, secrets_of_the_node={"JWT_SECRET": "our own secret of 32 characters!"})
+    assert STRONG not in str(caught.value)
