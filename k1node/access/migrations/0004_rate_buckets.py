@@ -23,5 +23,5 @@ def drop(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("access", "0001_initial")]
+    dependencies = [("access", "0003_token_families")]
     operations = [migrations.RunPython(make, drop)]
