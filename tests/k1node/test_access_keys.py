@@ -91,6 +91,7 @@ def test_a_wrong_checksum_costs_no_query(text: str) -> None:
 
 def test_the_checksum_is_six_characters_of_base_62() -> None:
     assert keys.checksum("") == "000000"
+    assert [keys.checksum(text) for text in ("a", "abc", "a" * 40)] == ["4GEHKN", "0yKviM", "3gcfED"]
     assert keys.checksum("a" * 40) == keys.checksum("a" * 40)
     assert all(len(keys.checksum(str(number))) == 6 for number in range(100))
 
