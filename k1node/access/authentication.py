@@ -55,7 +55,9 @@ class BearerAuthentication(BaseAuthentication):
         found, reason = jwt_tokens.examine(token)
         if found is None:
             raise _refusal(request, reason)
-        return Principal(found.name, "jwt", found.scopes, found.identity), found.key or found
+        # The key's own bucket, so the key's own limit.
+        rate = found.key.requests_per_hour if found.key else None
+        return Principal(found.name, "jwt", found.scopes, found.identity, rate), found.key or found
 
     @staticmethod
     def _by_task(request: Request, token: str) -> Recognised:

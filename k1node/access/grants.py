@@ -17,6 +17,7 @@ from django.utils import timezone
 from k1node.access import jwt_tokens, keys, scopes
 from k1node.access.jwt_tokens import LEEWAY, TokenRefused
 from k1node.access.models import DeniedToken, RefreshToken, TokenFamily
+from k1node.audit import trail
 from k1node.lib import sql
 from k1node.lib.errors import FieldInvalid
 
@@ -63,6 +64,9 @@ def issue(key: keys.Known, wanted: str | None = None, *, now: datetime | None = 
     with transaction.atomic():
         family = TokenFamily.objects.create(key_id=key.pk, created_at=now, expires_at=now)
         grant = _granted(key, family.pk, family.family_id, granted, now)
+        # By what it is, not by "token": that name hides what it stands for.
+        after = {"scopes": list(granted), "family": family.family_id}
+        trail.record("grant.issued", f"key:{key.public_id}", after=after)
     logger.info("Tokens issued", extra={"key": key.name, "family_id": family.family_id, "scopes": list(granted)})
     return grant
 
@@ -93,7 +97,10 @@ def exchange(text: str, *, now: datetime | None = None) -> tuple[Grant | None, s
         with transaction.atomic():
             if not RefreshToken.objects.filter(pk=pk, used_at__isnull=True).update(used_at=now):
                 raise _Rival
-            return _granted(key, family_pk, family_id, granted, now), ""
+            grant = _granted(key, family_pk, family_id, granted, now)
+            after = {"scopes": list(granted), "family": family_id}
+            trail.record("grant.refreshed", f"key:{key.public_id}", after=after, by=key.name)
+            return grant, ""
     except _Rival:
         return None, _reused(family_pk, family_id, key, now)
 
@@ -114,7 +121,9 @@ def revoke(text: str, *, now: datetime | None = None) -> None:
         token = jwt_tokens.read(text)
     except TokenRefused:
         return
-    jwt_tokens.deny(token, now=now)
+    with transaction.atomic():
+        jwt_tokens.deny(token, now=now)
+        trail.record("grant.revoked", str(token.claims["sub"])[:200], after={"jti": token.claims.get("jti")})
     logger.info("Access token revoked", extra={"sub": token.claims["sub"], "jti": token.claims.get("jti")})
 
 
@@ -170,8 +179,11 @@ def _reused(family_pk: int, family_id: str, key: keys.Known, now: datetime) -> s
 
 
 def _end(family_pk: int, family_id: str, reason: str, level: int, now: datetime) -> None:
-    ended = TokenFamily.objects.filter(pk=family_pk, revoked_at__isnull=True).update(
-        revoked_at=now, revoked_reason=reason
-    )
+    with transaction.atomic():
+        ended = TokenFamily.objects.filter(pk=family_pk, revoked_at__isnull=True).update(
+            revoked_at=now, revoked_reason=reason
+        )
+        if ended:
+            trail.record("grant.revoked", f"family:{family_id}", reason=reason)
     if ended:
         logger.log(level, "Token family revoked", extra={"family_id": family_id, "reason": reason})

@@ -23,6 +23,7 @@ from django.utils import timezone
 from k1node.access import addresses
 from k1node.access.models import ApiKey, KeyState
 from k1node.access.scopes import ALL_SCOPES, allows
+from k1node.audit import trail
 from k1node.lib import origin, sql
 from k1node.lib.errors import Conflict, Detail, FieldInvalid, InvalidRequest
 
@@ -98,7 +99,9 @@ def issue(
         },
         now,
     )
-    key, text = _create(values, by)
+    with transaction.atomic():
+        key, text = _create(values, by)
+        trail.record("key.issued", _target(key), after=_audited(key), by=by)
     logger.info("API key issued", extra=_facts(key) | {"scopes": key.scopes})
     return key, text
 
@@ -168,7 +171,11 @@ def why_not(key: Known, now: datetime) -> str:
 def revoke(key: ApiKey, *, reason: str = "", now: datetime | None = None) -> bool:
     """End the key at once and for good; False if that was done before."""
     now = now or timezone.now()
-    changed = ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True).update(revoked_at=now, revoked_reason=reason)
+    with transaction.atomic():
+        rows = ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True)
+        changed = rows.update(revoked_at=now, revoked_reason=reason)
+        if changed:
+            trail.record("key.revoked", _target(key), reason=reason)
     if changed:
         key.revoked_at, key.revoked_reason = now, reason
         logger.info("API key revoked", extra=_facts(key) | {"reason": reason})
@@ -208,6 +215,8 @@ def rotate(
             # Not by its expiry: the clocks of several nodes need not agree to the second.
             old.revoked_at, old.revoked_reason = now, f"Replaced by {new.public_id}"
         old.save(update_fields=["replaced_by", "expires_at", "revoked_at", "revoked_reason"])
+        after = {"replaced_by": new.public_id, "overlap_seconds": int(overlap.total_seconds())}
+        trail.record("key.rotated", _target(old), after=after, by=by)
     logger.info(
         "API key rotated", extra=_facts(old) | {"new_id": new.pk, "overlap_seconds": int(overlap.total_seconds())}
     )
@@ -239,9 +248,11 @@ def change(key: ApiKey, changes: Mapping[str, Any], *, now: datetime | None = No
             )
         if problems:
             raise KeyInvalid(details=tuple(problems))
+        before = {name: getattr(row, name) for name in values}
         for name, value in values.items():
             setattr(row, name, value)
         row.save(update_fields=list(values))
+        trail.record("key.updated", _target(row), before=before, after=values)
     logger.info("API key changed", extra=_facts(row) | {"fields": sorted(values)})
     return row
 
@@ -288,6 +299,14 @@ def note_use(key: Known, now: datetime) -> None:
 def _create(values: Mapping[str, Any], by: str) -> tuple[ApiKey, str]:
     text = new_text(PREFIX)
     return ApiKey.objects.create(digest=digest(text), hint=text[-4:], created_by=by[:150], **values), text
+
+
+def _target(key: ApiKey) -> str:
+    return f"key:{key.public_id}"
+
+
+def _audited(key: ApiKey) -> dict[str, Any]:
+    return {name: getattr(key, name) for name in CHANGEABLE}
 
 
 def _locked(pk: int, now: datetime) -> ApiKey:

@@ -124,7 +124,10 @@ class Schema(AutoSchema):
     def get_extensions(self) -> Document:
         """Name the scopes of which any one opens the operation: an http scheme has nowhere else to put them."""
         required = required_scopes(self.view, self.method)
-        return {**super().get_extensions(), **({"x-required-scopes": list(required)} if required else {})}
+        return {
+            **super().get_extensions(),
+            **({"x-required-scopes": list(required)} if required and required != ANY_KEY else {}),
+        }
 
     def get_paginated_name(self, serializer_name: str) -> str:
         return getattr(self.view, "list_name", None) or f"{serializer_name}List"

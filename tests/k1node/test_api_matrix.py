@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from rest_framework.test import APIClient
 
-from k1node.access import keys, scopes, task_tokens
+from k1node.access import grants, keys, scopes, task_tokens
 from k1node.access.authentication import CONSOLE_SCOPES
 from k1node.api import document
 from tests.factories import make_task
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 OPERATIONS = [
     (method, path, operation)
     for method, path, operation in document.operations(document.build())
-    if {} not in operation["security"]
+    if "x-required-scopes" in operation
 ]
 BODIES = ("post", "put", "patch")
 
@@ -29,6 +29,13 @@ BODIES = ("post", "put", "patch")
 def by_key(*granted: str) -> APIClient:
     _key, text = keys.issue("matrix", granted)
     return bearing(text)
+
+
+def by_jwt(*granted: str) -> APIClient:
+    _key, text = keys.issue("matrix", granted)
+    known = keys.verify(text)
+    assert known is not None
+    return bearing(grants.issue(known).access_token)
 
 
 def by_session(*granted: str) -> APIClient:
@@ -56,6 +63,7 @@ def bearing(token: str) -> APIClient:
 # Kind -> how to get one with these scopes, and the scopes there can be in one.
 KINDS: dict[str, tuple[Callable[..., APIClient], frozenset[str]]] = {
     "key": (by_key, scopes.ALL_SCOPES),
+    "jwt": (by_jwt, scopes.ALL_SCOPES),
     "session": (by_session, frozenset({*CONSOLE_SCOPES, scopes.ADMIN})),
     "task": (by_task, frozenset({"scheduler:read"})),
 }
@@ -84,6 +92,24 @@ def test_a_scope_opens_what_it_covers_and_nothing_else(kind: str, scope: str) ->
             wrong.append(f"{method} {path}: {status}, where it is {'open' if expected else 'closed'}")
 
     assert wrong == []
+
+
+def test_a_key_alone_is_exchanged_for_tokens_whatever_it_may_do() -> None:
+    statuses = {
+        kind: status_of(make(next(iter(sorted(all_)))), "post", "/auth/token") for kind, (make, all_) in KINDS.items()
+    }
+
+    assert statuses == {kind: 200 if kind == "key" else 401 if kind == "session" else 403 for kind in KINDS}
+
+
+def test_what_is_open_to_everybody_is_named_here() -> None:
+    public = {
+        path
+        for _method, path, operation in document.operations(document.build())
+        if not operation["security"] or {} in operation["security"]
+    }
+
+    assert public == {"/auth/refresh", "/auth/revoke"}
 
 
 def test_all_other_scopes_together_open_nothing() -> None:

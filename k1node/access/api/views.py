@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from django.urls import reverse
 from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -30,15 +31,18 @@ from k1node.access.models import ApiKey
 from k1node.access.permissions import ANY_KEY
 from k1node.access.scopes import ADMIN
 from k1node.api.views import ApiViewSet, created, gone
+from k1node.audit import trail
 
 LOCATION = OpenApiParameter("Location", str, OpenApiParameter.HEADER, description="URL of the key", response=[201])
-TAGS = ("Authentication",)
+TAGS = ("Access",)
 
 
 class _SignInViewSet(ApiViewSet):
     """No cache may keep an answer that has a token in it."""
 
     tags = TAGS
+    # A token is not kept to be given out again.
+    idempotent = False
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
@@ -83,7 +87,12 @@ class PossessionViewSet(_SignInViewSet):
         Each refresh token is good for one use. One that comes a second time ends all that came of its sign-in, for it
         was copied. The scopes are those of before, without what the key has lost since.
         """
-        return Response(_shown(authentication.by_refresh_token(request, self.validated(RefreshInput)["refresh_token"])))
+        text = self.validated(RefreshInput)["refresh_token"]
+        try:
+            return Response(_shown(authentication.by_refresh_token(request, text)))
+        except AuthenticationFailed as error:
+            trail.refused("refresh.refused", getattr(error, "reason", ""))
+            raise
 
     @extend_schema(request=RevokeInput, responses={200: OpenApiResponse(RevokeOutput, "The token is not valid")})
     def revoke(self, request: Request) -> Response:
