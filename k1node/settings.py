@@ -6,9 +6,11 @@ from email.utils import parseaddr
 from pathlib import Path
 from typing import Any
 
+from django.conf import global_settings
 from django.core.exceptions import ImproperlyConfigured
 
 from k1node.access import issuers
+from k1node.access.scopes import DESCRIPTIONS
 from k1node.lib import secrets, sunset
 from k1node.lib.env import env_bool, env_choice, env_date, env_duration, env_int, env_list, env_str
 
@@ -101,6 +103,8 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "oauth2_provider",
+    "django_ratelimit",
 ]
 MIDDLEWARE = [
     "k1node.api.middleware.RequestIdMiddleware",
@@ -190,6 +194,9 @@ else:
         }
     }
 
+# Counts of attempts to sign in. Its own small file on SQLite, an unlogged table on PostgreSQL.
+CACHES = {"default": {"BACKEND": "k1node.lib.sql_cache.SqlCache", "LOCATION": K1NODE_DATA / "cache.sqlite3"}}
+
 # --- django-q2: the host of the worker processes, nothing else (see k1node/broker.py) ----------------------------
 Q_CLUSTER = {
     "name": "k1node",
@@ -215,6 +222,11 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
+PASSWORD_HASHERS = [*global_settings.PASSWORD_HASHERS, "k1node.access.oauth.client_secrets.RandomSecretHasher"]
+LOGIN_URL = "admin:login"
+RATELIMIT_IP_META_KEY = "k1node.access.slowing.address_of"
+# W001: it knows no cache but memcached's and django-redis'. Ours counts exactly across processes; tests prove it.
+SILENCED_SYSTEM_CHECKS = ["django_ratelimit.W001"]
 # TLS ends at the proxy in front of the node; without one, say K1NODE_HTTPS=0 and know why.
 HTTPS = env_bool("K1NODE_HTTPS", PRODUCTION)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
@@ -248,6 +260,44 @@ CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # the guard in front has refused larger bodies already
+
+# --- OAuth 2.0 for user apps: RFC 9700 in all points ---------------------------------------------------------------
+OAUTH2_PROVIDER = {
+    "SCOPES": DESCRIPTIONS,
+    "DEFAULT_SCOPES": ["dashboard:read"],  # for an app that asks for none
+    # The code flow and refresh, nothing else: no implicit, password, client credentials or device flow.
+    "OAUTH2_SERVER_CLASS": "oauthlib.oauth2.WebApplicationServer",
+    "OAUTH2_VALIDATOR_CLASS": "k1node.access.oauth.validator.Validator",
+    "OAUTH2_GRANT_TYPES_SUPPORTED": ["authorization_code", "refresh_token"],
+    "OAUTH2_RESPONSE_TYPES_SUPPORTED": ["code"],
+    "OAUTH2_TOKEN_ENDPOINT_AUTH_METHODS_SUPPORTED": ["client_secret_basic", "client_secret_post", "none"],
+    "OIDC_ENABLED": False,
+    "OIDC_ISS_ENDPOINT": K1NODE_URL,  # the issuer's name also without OIDC; "": what the request was sent to
+    "ALLOWED_REDIRECT_URI_SCHEMES": ["https"],  # and http to the loopback: k1node/access/oauth/redirects.py
+    "PKCE_REQUIRED": True,
+    "AUTHORIZATION_CODE_EXPIRE_SECONDS": 60,
+    "ACCESS_TOKEN_EXPIRE_SECONDS": 3600,
+    "REFRESH_TOKEN_EXPIRE_SECONDS": 30 * 86_400,  # from the end of the last access token on
+    "REFRESH_TOKEN_GRACE_PERIOD_SECONDS": 0,
+    "REFRESH_TOKEN_REUSE_PROTECTION": True,
+    "ROTATE_REFRESH_TOKEN": True,
+    # Secrets are 128 random characters: a slow hash would only cost 0.3 s of CPU at each use.
+    "CLIENT_SECRET_HASHER": "random_secret_sha256",
+    "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
+    "COMPLIANT_BCP_RFC9700_ACCESS_TOKEN_TRANSPORT": True,
+    "COMPLIANT_BCP_RFC9700_AUTHZ_RESPONSE_ISS": True,
+    "COMPLIANT_BCP_RFC9700_TOKEN_STORAGE": True,
+    "COMPLIANT_BCP_RFC9700_REFRESH_TOKEN": True,
+    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME": True,
+    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_MATCHING": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_REQUIRED": True,
+    "APPLICATION_ADMIN_CLASS": "k1node.access.oauth.admin.ApplicationAdmin",
+    "ACCESS_TOKEN_ADMIN_CLASS": "k1node.access.oauth.admin.AccessTokenAdmin",
+    "REFRESH_TOKEN_ADMIN_CLASS": "k1node.access.oauth.admin.RefreshTokenAdmin",
+    "GRANT_ADMIN_CLASS": "k1node.access.oauth.admin.GrantAdmin",
+}
 
 # --- static files -----------------------------------------------------------------------------------------------
 STATIC_URL = "static/"

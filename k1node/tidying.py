@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from k1node.access import buckets, grants
+from k1node.access.oauth import tokens
 from k1node.api import idempotency
 from k1node.audit import chain
 from k1node.operations import jobs
@@ -27,6 +28,7 @@ def prune(*, now: datetime, after: int = 0) -> Pruned:
         spared=dead_letters.with_entries,
     )
     gone += grants.prune(now=now)
+    gone += tokens.prune(now=now)
     gone += jobs.prune(before=now - keep_tasks, now=now)
     with suppress(buckets.Unusable):
         buckets.forget()  # a handful of rows, which say nothing; not counted

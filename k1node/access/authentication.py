@@ -12,9 +12,9 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 
-from k1node.access import grants, jwt_tokens, keys, task_tokens
+from k1node.access import grants, jwt_tokens, keys, operators, task_tokens
+from k1node.access.oauth import tokens as oauth_tokens
 from k1node.access.principal import Principal
-from k1node.access.scopes import ADMIN
 from k1node.lib import origin
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ Recognised = tuple[Principal, object]
 
 
 class BearerAuthentication(BaseAuthentication):
-    """`Authorization: Bearer …` with an API key (`sk-…`), a JWT (`eyJ…`) or the token of a running task (`kt-…`)."""
+    """`Authorization: Bearer …` with an API key (`sk-…`), a JWT (`eyJ…`), a running task's or a user app's token."""
 
     def authenticate(self, request: Request) -> Recognised | None:
         scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -38,6 +38,8 @@ class BearerAuthentication(BaseAuthentication):
             return self._by_task(request, token)
         if token.startswith("eyJ") and token.count(".") == 2:
             return self._by_jwt(request, token)
+        if oauth_tokens.SHAPE.fullmatch(token):
+            return self._by_oauth(request, token)
         raise _refusal(request, "unknown kind of token")
 
     def authenticate_header(self, request: Request) -> str:
@@ -69,6 +71,13 @@ class BearerAuthentication(BaseAuthentication):
             raise _refusal(request, f"task {task_pk} is not running under fence {fence}")
         return Principal(f"task:{task_pk}", "task", frozenset({"scheduler:read"}), f"task:{task_pk}"), run
 
+    @staticmethod
+    def _by_oauth(request: Request, token: str) -> Recognised:
+        access, reason = oauth_tokens.examine(token, address=request.build_absolute_uri(request.path))
+        if access is None:
+            raise _refusal(request, reason)
+        return access.principal, access
+
 
 def by_refresh_token(request: Request, text: str) -> grants.Grant:
     """Return what a refresh token is exchanged for. Raises AuthenticationFailed."""
@@ -78,25 +87,15 @@ def by_refresh_token(request: Request, text: str) -> grants.Grant:
     return grant
 
 
-CONSOLE_SCOPES = {"dashboard:read": "scheduling.view_task", "dashboard:write": "scheduling.change_task"}
-
-
 class OperatorSessionAuthentication(BaseAuthentication):
     """Staff signed in at the console, in the browser; writes need the CSRF token like any form there."""
 
     def authenticate(self, request: Request) -> Recognised | None:
         user = getattr(request._request, "user", None)
-        if user is None or not user.is_active or not user.is_staff:
+        if user is None or not operators.may_sign_in(user):
             return None
         self._enforce_csrf(request)
-        return Principal(user.get_username(), "operator", self._scopes(user), f"user:{user.pk}"), user
-
-    @staticmethod
-    def _scopes(user: Any) -> frozenset[str]:
-        """Return what the console lets this person do with tasks, as scopes."""
-        if user.is_superuser:
-            return frozenset({ADMIN})
-        return frozenset(scope for scope, permission in CONSOLE_SCOPES.items() if user.has_perm(permission))
+        return Principal(user.get_username(), "operator", operators.scopes_of(user), f"user:{user.pk}"), user
 
     def authenticate_header(self, request: Request) -> str:
         return CHALLENGE

@@ -5,7 +5,7 @@ from typing import Literal
 
 from k1node.access import scopes
 
-Kind = Literal["key", "jwt", "operator", "task"]
+Kind = Literal["key", "jwt", "oauth", "operator", "task"]
 
 
 @dataclass(frozen=True, slots=True)

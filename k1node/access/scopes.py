@@ -53,6 +53,11 @@ def closure(scope: str) -> frozenset[str]:
     return frozenset({scope}).union(*(closure(inner) for inner in IMPLIES[scope]))
 
 
+def covered(scopes: Iterable[str]) -> frozenset[str]:
+    """Return `scopes` and everything they bring along."""
+    return frozenset().union(*(closure(scope) for scope in scopes))
+
+
 def allows(granted: Iterable[str], required: Iterable[str]) -> bool:
     """Say whether `granted` covers at least one of `required`; nothing required means nobody may."""
     wanted = frozenset(required)
