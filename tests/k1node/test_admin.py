@@ -15,6 +15,7 @@ from django.db import models
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from oauth2_provider import models as oauth
 
 from k1node.access import keys
 from k1node.access.models import ApiKey, DeniedToken, RefreshToken, TokenFamily
@@ -156,7 +157,25 @@ def rows() -> dict[type[models.Model], models.Model]:
             family=family, digest="0" * 64, scopes=[HOSTILE], created_at=NOW, expires_at=NOW
         ),
         DeniedToken: DeniedToken.objects.create(issuer=HOSTILE, jti=HOSTILE, denied_at=NOW, expires_at=NOW),
+        **app_rows(),
         User: User.objects.create_user("other", first_name=HOSTILE),
+    }
+
+
+def app_rows() -> dict[type[models.Model], models.Model]:
+    """Return an application and what it was given."""
+    ends = timezone.now() + timedelta(hours=1)
+    application = oauth.Application.objects.create(name=HOSTILE, redirect_uris=HOSTILE, authorization_grant_type="x")
+    person = User.objects.create_user(f"{HOSTILE}@apps")
+    common = {"application": application, "user": person}
+    access = oauth.AccessToken.objects.create(token="a" * 30, expires=ends, scope=HOSTILE, **common)
+    return {
+        oauth.Application: application,
+        oauth.AccessToken: access,
+        oauth.RefreshToken: oauth.RefreshToken.objects.create(token="r" * 30, access_token=access, **common),
+        oauth.Grant: oauth.Grant.objects.create(
+            code="g" * 30, expires=ends, redirect_uri=HOSTILE, scope=HOSTILE, **common
+        ),
     }
 
 
@@ -197,7 +216,13 @@ def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> N
         for model in apps.get_app_config(label).get_models()
     }
 
-    assert set(admin.site._registry) == ours | {User}
+    assert set(admin.site._registry) == ours | {
+        User,
+        oauth.Application,
+        oauth.AccessToken,
+        oauth.RefreshToken,
+        oauth.Grant,
+    }
 
 
 def test_overview_names_the_console_and_leaves_out_what_is_read_elsewhere(admin_client: Client) -> None:
@@ -276,6 +301,9 @@ MACHINE_WRITTEN = [
     TokenFamily,
     RefreshToken,
     DeniedToken,
+    oauth.AccessToken,
+    oauth.RefreshToken,
+    oauth.Grant,
 ]
 
 
@@ -372,6 +400,8 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
         DeadLetter,
         Operation,
         NoticeMail,
+        AccessToken,
+        RefreshToken,
     ],
 )
 def test_growing_lists_never_count_and_never_skip(

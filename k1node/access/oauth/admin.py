@@ -138,7 +138,7 @@ class GivenAdmin(KeysetAdmin):
     """What an app was given: rows of the toolkit, to be ended here but never read."""
 
     search_fields = ("user__username", "application__name", "application__client_id")
-    list_select_related: tuple[str, ...] = ("user", "application")
+    list_select_related = ("user", "application")
     list_display = ("number", "app", "person", "may", "stands", "given", "ends")
     list_display_links = ("number",)
     fields = ("number", "app", "person", "may", "stands", "given", "ends")
@@ -170,7 +170,9 @@ class RefreshTokenAdmin(GivenAdmin):
     place = 40
     summary = "Who has given access to which app; revoking one ends it"
     nothing = "Nobody has given an app access."
-    list_select_related = ("user", "application", "access_token")
+
+    def get_list_select_related(self, request: HttpRequest) -> tuple[str, ...]:
+        return ("user", "application", "access_token")
 
 
 class AccessTokenAdmin(GivenAdmin):

@@ -95,7 +95,10 @@ class ForPrograms(Door):
             response = self.refuse(405, "invalid_request", "Use POST")
             response["Allow"] = "POST"
             return response
-        return super()._answer(request, *args, **kwargs)
+        answer = super()._answer(request, *args, **kwargs)
+        if answer.get("Content-Type", "").startswith("text/html") and getattr(answer, "content", b""):
+            answer["Content-Type"] = "application/json"  # which the toolkit does not say of all its errors
+        return answer
 
 
 @method_decorator(csrf_exempt, name="dispatch")
