@@ -400,8 +400,8 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
         DeadLetter,
         Operation,
         NoticeMail,
-        AccessToken,
-        RefreshToken,
+        oauth.AccessToken,
+        oauth.RefreshToken,
     ],
 )
 def test_growing_lists_never_count_and_never_skip(

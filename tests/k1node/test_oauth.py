@@ -440,9 +440,19 @@ def test_a_refresh_token_used_again_ends_the_family(app: App, browser: Client) -
 def test_a_refresh_cannot_widen(app: App, browser: Client) -> None:
     given = app.tokens(browser, scope="dashboard:read")
 
-    response = app.refresh(given["refresh_token"], scope="dashboard:write")
+    more = app.refresh(given["refresh_token"], scope="dashboard:write dashboard:read").json()
+    other = app.refresh(more["refresh_token"], scope="dashboard:write")
 
-    assert (response.status_code, response.json()["error"]) == (400, "invalid_scope")
+    assert more["scope"] == "dashboard:read"
+    assert (other.status_code, other.json()["error"]) == (400, "invalid_scope")
+
+
+def test_a_refresh_can_narrow(app: App, browser: Client) -> None:
+    given = app.tokens(browser, scope="dashboard:read dashboard:write")
+
+    less = app.refresh(given["refresh_token"], scope="dashboard:read").json()
+
+    assert less["scope"] == "dashboard:read"
 
 
 def test_a_refresh_token_is_its_apps_alone(app: App, browser: Client) -> None:

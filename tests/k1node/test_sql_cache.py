@@ -1,8 +1,10 @@
 """The shared cache counts exactly, whoever else counts at the same moment."""
 
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,8 @@ def test_a_key_is_added_once_until_its_time_is_over(cache: SqlCache, monkeypatch
     assert not cache.add("a", 2, 10)
     assert cache.incr("a", 5) == 6
 
-    later = sql_cache.time.time() + 11
-    monkeypatch.setattr(sql_cache.time, "time", lambda: later)
+    later = time.time() + 11
+    monkeypatch.setattr(time, "time", lambda: later)
 
     assert cache.get("a", "over") == "over"
     with pytest.raises(ValueError, match="not found"):
@@ -105,7 +107,7 @@ def test_entries_go_one_by_one_and_together(cache: SqlCache) -> None:
 
 
 def test_entries_that_are_over_do_not_pile_up(cache: SqlCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_cache.random, "random", lambda: 0.0)
+    monkeypatch.setattr(random, "random", lambda: 0.0)
     for number in range(20):
         cache.add(f"old-{number}", 1, -1)
 

@@ -176,9 +176,8 @@ class RefreshTokenAdmin(GivenAdmin):
 
 
 class AccessTokenAdmin(GivenAdmin):
-    section = RECORDS
-    place = 41
-    summary = "What apps call the API with, for an hour each"
+    """What apps call the API with, for an hour each; not in the menu, the refresh tokens stand for them."""
+
     nothing = "No app has a token."
 
 

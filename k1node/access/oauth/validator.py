@@ -1,7 +1,7 @@
 """The decisions that django-oauth-toolkit leaves to a project, and the gaps between its statements closed.
 
 - A person who was closed or is no longer staff gets no tokens, also none for a code or a refresh token of before.
-- Consent is cut to what the person may give.
+- Consent is cut to what the person may give, and a refresh to what was consented to.
 - A code used twice ends what was issued for it (RFC 6749 4.1.2): its tokens' family is derived from the code.
 - A refresh token used twice *at the same moment* is reuse as well; the toolkit alone would answer with an empty token.
 """
@@ -15,6 +15,7 @@ from django.db import transaction
 from oauth2_provider.models import RefreshToken
 from oauth2_provider.oauth2_validators import OAuth2Validator
 from oauthlib.oauth2.rfc6749 import errors
+from oauthlib.oauth2.rfc6749.utils import scope_to_list
 
 from k1node.access import operators
 from k1node.access.scopes import covered
@@ -65,6 +66,17 @@ class Validator(OAuth2Validator):
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Any, *args: Any, **kwargs: Any) -> bool:
         good = super().validate_refresh_token(refresh_token, client, request, *args, **kwargs)
         return good and operators.may_sign_in(request.user)
+
+    def is_within_original_scope(
+        self, request_scopes: list[str], refresh_token: str, request: Any, *args: Any, **kwargs: Any
+    ) -> bool:
+        """Called where more is asked for than was consented to: cut it once more, and say whether anything is left.
+
+        Client libraries repeat at each refresh what they asked for at first.
+        """
+        consented = scope_to_list(self.get_original_scopes(refresh_token, request)) or []
+        request.scopes = [scope for scope in request_scopes if scope in consented]
+        return bool(request.scopes)
 
     def save_bearer_token(self, token: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         presented = getattr(request, "refresh_token_instance", None)

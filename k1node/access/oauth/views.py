@@ -96,7 +96,7 @@ class ForPrograms(Door):
             response["Allow"] = "POST"
             return response
         answer = super()._answer(request, *args, **kwargs)
-        if answer.get("Content-Type", "").startswith("text/html") and getattr(answer, "content", b""):
+        if isinstance(answer, HttpResponse) and answer.content:
             answer["Content-Type"] = "application/json"  # which the toolkit does not say of all its errors
         return answer
 
