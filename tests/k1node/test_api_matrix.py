@@ -12,7 +12,7 @@ from django.contrib.auth.models import Permission, User
 from rest_framework.test import APIClient
 
 from k1node.access import grants, keys, scopes, task_tokens
-from k1node.access.authentication import CONSOLE_SCOPES
+from k1node.access.operators import CONSOLE_SCOPES
 from k1node.api import document
 from tests.factories import make_task
 

@@ -240,6 +240,17 @@ def test_the_page_says_who_asks_for_what_and_where_it_leads(app: App, browser: C
     assert "<script>" not in text
 
 
+def test_whoever_is_the_wrong_person_signs_out_and_comes_back_to_the_question(app: App, browser: Client) -> None:
+    page = app.ask(browser)
+
+    out = browser.post("/admin/logout/", {"next": page.wsgi_request.get_full_path()})
+    back = browser.get(out["Location"])
+
+    assert 'name="next" value="/oauth/authorize?' in text_of(page)
+    assert out["Location"].startswith("/oauth/authorize?")
+    assert back["Location"].startswith("/admin/login/?next=/oauth/authorize")
+
+
 # --- scopes -----------------------------------------------------------------------------------------------------
 
 
