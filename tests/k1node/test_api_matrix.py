@@ -4,11 +4,16 @@ What is expected comes from the document's x-required-scopes and the table of sc
 kind of credential is one more line in KINDS.
 """
 
+import hashlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.utils import timezone
+from django.utils.crypto import get_random_string
+from oauth2_provider.models import AccessToken, Application
 from rest_framework.test import APIClient
 
 from k1node.access import grants, keys, scopes, task_tokens
@@ -38,6 +43,23 @@ def by_jwt(*granted: str) -> APIClient:
     return bearing(grants.issue(known).access_token)
 
 
+def by_app(*granted: str) -> APIClient:
+    user = User.objects.create_superuser(f"person-{'-'.join(granted)}")
+    app = Application.objects.create(
+        name="matrix", client_type="confidential", authorization_grant_type="authorization-code"
+    )
+    text = get_random_string(30)
+    AccessToken.objects.create(
+        token=text,
+        token_checksum=hashlib.sha256(text.encode()).hexdigest(),
+        user=user,
+        application=app,
+        scope=" ".join(granted),
+        expires=timezone.now() + timedelta(hours=1),
+    )
+    return bearing(text)
+
+
 def by_session(*granted: str) -> APIClient:
     user = User.objects.create_user(f"operator-{'-'.join(granted)}", is_staff=True)
     names = [CONSOLE_SCOPES[scope].partition(".")[2] for scope in granted if scope in CONSOLE_SCOPES]
@@ -64,6 +86,7 @@ def bearing(token: str) -> APIClient:
 KINDS: dict[str, tuple[Callable[..., APIClient], frozenset[str]]] = {
     "key": (by_key, scopes.ALL_SCOPES),
     "jwt": (by_jwt, scopes.ALL_SCOPES),
+    "oauth": (by_app, scopes.ALL_SCOPES),
     "session": (by_session, frozenset({*CONSOLE_SCOPES, scopes.ADMIN})),
     "task": (by_task, frozenset({"scheduler:read"})),
 }
