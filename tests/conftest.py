@@ -75,6 +75,7 @@ del os.environ["DJANGO_SETTINGS_MODULE"]
 
 from pytest_django import Settings  # noqa: E402
 from rest_framework.test import APIClient  # noqa: E402
+from whitenoise.middleware import WhiteNoiseMiddleware  # type: ignore[import-untyped]  # noqa: E402
 
 from k1node.lib.board import Board  # noqa: E402
 from tests import databases, event_shapes  # noqa: E402
@@ -103,6 +104,21 @@ def _events_as_described() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         event_shapes.hold_against_the_catalogue(patch)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_look_at_the_static_files() -> None:
+    """Have the files on disk looked at once: every test client builds the middleware anew, most of a request's time."""
+    look = WhiteNoiseMiddleware.add_files_from_finders
+    seen: dict[str, dict[str, Any]] = {}
+
+    def add(middleware: WhiteNoiseMiddleware) -> None:
+        if middleware.static_prefix not in seen:
+            look(middleware)
+            seen[middleware.static_prefix] = dict(middleware.files)
+        middleware.files.update(seen[middleware.static_prefix])
+
+    WhiteNoiseMiddleware.add_files_from_finders = add
 
 
 @pytest.fixture
