@@ -1,4 +1,7 @@
-"""Run pytest on SQLite, then on PostgreSQL: python -m tests.both [pytest's arguments].
+"""Run pytest on SQLite, then on PostgreSQL: python -m tests.both [--together] [pytest's arguments].
+
+With --together both run at the same time, for tests that wait more than they compute; what they say is still shown one
+after the other.
 
 The last line is pytest's closing line with the figures of both runs added up. The exit code is 0 only if both passed
 and neither was empty. PostgreSQL is the one DB_HOST names (then all tests run in one process), or servers that
@@ -19,7 +22,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import FrameType
+from typing import Self
 
 # In pytest's own order.
 WORDS = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error", "rerun")
@@ -74,28 +80,48 @@ def _plural(word: str, number: int) -> str:
     return f"{word}s" if word in ("warning", "error") and number != 1 else word
 
 
-def run(arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run pytest, show what it says, and return its exit code and its closing line (empty if it came to none)."""
-    colour = ["--color=yes"] if sys.stdout.isatty() else []
-    closing = ""
-    with subprocess.Popen(
-        [sys.executable, "-m", "pytest", *colour, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                if counts_of(line):
-                    closing = COLOURS.sub("", line).strip()
-        except BaseException:
-            process.terminate()
-            raise
-    return process.returncode, closing
+class Run:
+    """One run of pytest; its processes are ended at exit."""
+
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:
+        self._name = name
+        colour = ["--color=yes"] if sys.stdout.isatty() else []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *colour, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        # What it says is read at once, also while another run is shown: it would stand still at a full pipe.
+        self._said: SimpleQueue[str | None] = SimpleQueue()
+        Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._said.put(line)
+        self._said.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+        self._process.wait()
+
+    def show(self) -> tuple[int, str]:
+        """Print what it says until it ends; return its exit code and its closing line (empty if it came to none)."""
+        print(self._name, flush=True)
+        closing = ""
+        for line in iter(self._said.get, None):
+            print(line, end="", flush=True)
+            if counts_of(line):
+                closing = COLOURS.sub("", line).strip()
+        print(flush=True)
+        return self._process.wait(), closing
 
 
 def workers(arguments: list[str]) -> int:
@@ -129,17 +155,23 @@ def main(arguments: list[str]) -> int:
     # So that the server is ended too.
     signal.signal(signal.SIGTERM, _exit)
     started = time.monotonic()
+    together = arguments[:1] == ["--together"]
+    arguments = arguments[together:]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("DB_")}
-    print("SQLite", flush=True)
-    sqlite_code, sqlite_line = run(arguments, plain)
-    print("\nPostgreSQL", flush=True)
-    if os.environ.get("DB_HOST"):
-        postgresql_code, postgresql_line = run([*arguments, "-n", "0"], dict(os.environ))
-    else:
-        with postgresql(servers=workers(arguments)) as reach:
-            postgresql_code, postgresql_line = run(arguments, plain | reach)
+    with ExitStack() as stack:
+        sqlite = stack.enter_context(Run("SQLite", arguments, plain))
+        if not together:
+            sqlite_code, sqlite_line = sqlite.show()
+        if os.environ.get("DB_HOST"):
+            there, reach = [*arguments, "-n", "0"], dict(os.environ)
+        else:
+            there, reach = arguments, plain | stack.enter_context(postgresql(servers=workers(arguments)))
+        other = stack.enter_context(Run("PostgreSQL", there, reach))
+        if together:
+            sqlite_code, sqlite_line = sqlite.show()
+        postgresql_code, postgresql_line = other.show()
     counts = counts_of(sqlite_line) + counts_of(postgresql_line)
-    print(f"\nSQLite:     exit code {sqlite_code}, {sqlite_line or 'no closing line'}")
+    print(f"SQLite:     exit code {sqlite_code}, {sqlite_line or 'no closing line'}")
     print(f"PostgreSQL: exit code {postgresql_code}, {postgresql_line or 'no closing line'}")
     print(closing_line(counts, time.monotonic() - started), flush=True)
     return sqlite_code or postgresql_code
