@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+NODE_TESTS = Path(__file__).parent / "node"
 MORE_SETTINGS = {"NODE_ENV", "ALLOWED_HOSTS", "PORT", "DEFAULT_FROM_EMAIL"}
 PREFIXES = ("K1NODE_", "EMAIL_", "JWT_", "RATE_LIMIT_")
 
@@ -82,7 +83,10 @@ from tests import databases, event_shapes  # noqa: E402
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to the other database."""
+    """Leave out what belongs to the other database, and see that `make test-node` finds all of its tests."""
+    for item in items:
+        if bool(item.get_closest_marker("node")) != (NODE_TESTS in item.path.parents):
+            raise pytest.UsageError(f"{item.nodeid}: tests marked node live in tests/node, and no others do")
     other = "sqlite" if databases.ON_POSTGRESQL else "postgresql"
     left_out = [item for item in items if item.get_closest_marker(other)]
     if left_out:

@@ -54,7 +54,10 @@ def empty() -> None:
 
 @contextmanager
 def fresh() -> Iterator[dict[str, str]]:
-    """Give the environment that leads other processes to an empty database; SQLite's comes with their data folder."""
+    """Give the environment that leads other processes to a new, empty database of the kind this run is about.
+
+    On SQLite it says nothing: theirs comes with their data folder.
+    """
     if not ON_POSTGRESQL:
         yield {}
         return
@@ -70,7 +73,9 @@ def fresh() -> Iterator[dict[str, str]]:
     ) as server:
         server.execute(f"CREATE DATABASE {name}".encode())
         try:
-            yield {"DB_NAME": name}
+            names = {"DB_HOST": "HOST", "DB_PORT": "PORT", "DB_USER": "USER", "DB_PASSWORD": "PASSWORD"}
+            found = {variable: str(reach[key]) for variable, key in names.items() if reach[key]}
+            yield found | {"DB_NAME": name}
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 

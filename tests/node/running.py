@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from k1node.lib.board import BUSY, Board
+from tests import databases
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 HEALS_WITHIN = 30.0  # seconds, as promised
@@ -60,7 +61,6 @@ class RunningNode:
             "K1NODE_MAX_MEMORY_PERCENT": "100",
             "K1NODE_DRAIN_SECONDS": "3",
             "K1NODE_KILL_GRACE_SECONDS": "2",
-            "DB_HOST": "",
             "RATE_LIMIT_REQUESTS": "10000000",
             "RATE_LIMIT_BURST": "10000000",
             **self.settings,
@@ -201,13 +201,28 @@ class RunningNode:
 SCRIPTS = {
     # Tells the file it is given about its life, line by line.
     "job.sh": 'echo "start $$" >> "$K1_PARAM_FILE"; sleep "$K1_PARAM_SECONDS"; echo "end $$" >> "$K1_PARAM_FILE"',
+    # The same, but it ends when a file is there, and no sooner.
+    "held.sh": (
+        'echo "start $$" >> "$K1_PARAM_FILE"; until [ -e "$K1_PARAM_UNTIL" ]; do sleep 0.2; done; '
+        'echo "end $$" >> "$K1_PARAM_FILE"'
+    ),
     "hello.sh": 'echo "hello from $K1_TASK_ID"; cat',
 }
 
 
 @contextmanager
 def running_node(folder: Path, **settings: str) -> Iterator[RunningNode]:
-    """Give a started node with the SCRIPTS above, ended for sure at exit."""
+    """Give a started node with the SCRIPTS above, ended for sure at exit.
+
+    Its database is a new one of the kind this run is about, unless the settings name one.
+    """
+    if databases.ON_POSTGRESQL and "DB_HOST" not in settings:
+        with (
+            databases.fresh() as database,
+            running_node(folder, **database, SECRET_KEY="only-for-tests-" + "0123456789abcdef" * 3, **settings) as node,
+        ):
+            yield node
+        return
     data, root = folder / "data", folder / "handlers"
     data.mkdir(parents=True)
     root.mkdir()
@@ -224,3 +239,14 @@ def running_node(folder: Path, **settings: str) -> Iterator[RunningNode]:
         raise
     finally:
         node.end_for_sure()
+
+
+def start_job(node: RunningNode, file: Path, seconds: float) -> str:
+    """Return the id of a job that runs now."""
+    task_id = node.submit("bash job.sh", parameters={"file": str(file), "seconds": seconds}, retry_policy="aggressive")
+    until(lambda: file.exists(), what="the job's start")
+    return task_id
+
+
+def lines(file: Path) -> list[str]:
+    return [line.split()[0] for line in file.read_text().splitlines()]

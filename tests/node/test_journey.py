@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -114,19 +113,3 @@ def test_a_second_up_on_the_same_data_is_refused(node: RunningNode) -> None:
 
     assert second.returncode != 0
     assert str(node.process.pid if node.process else "") in second.stderr + second.stdout
-
-
-def test_a_stop_gives_running_commands_their_grace_and_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with running_node(tmp_path_factory.mktemp("node")) as node:
-        file = node.data / "job"
-        quick = node.submit("bash job.sh", parameters={"file": str(file), "seconds": 1.5})
-        until(file.exists, what="its start")
-        begun = time.monotonic()
-
-        code = node.stop()
-
-        assert code == 0
-        assert time.monotonic() - begun < 15
-        assert node.everything() == []
-        node.start()
-        assert node.task(quick)["status"] == "completed"

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.node.running import RunningNode, running_node, until
+from tests.node.running import RunningNode, lines, running_node, start_job, until
 
 pytestmark = pytest.mark.node
 
@@ -18,17 +18,6 @@ pytestmark = pytest.mark.node
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     with running_node(tmp_path_factory.mktemp("node"), K1NODE_MAX_CONCURRENT="4") as node:
         yield node
-
-
-def start_job(node: RunningNode, file: Path, seconds: float) -> str:
-    """Return the id of a job that runs now."""
-    task_id = node.submit("bash job.sh", parameters={"file": str(file), "seconds": seconds}, retry_policy="aggressive")
-    until(lambda: file.exists(), what="the job's start")
-    return task_id
-
-
-def lines(file: Path) -> list[str]:
-    return [line.split()[0] for line in file.read_text().splitlines()]
 
 
 VICTIMS: dict[str, Callable[[RunningNode], psutil.Process]] = {
@@ -97,26 +86,3 @@ def test_a_hung_sentinel_is_replaced(node: RunningNode) -> None:
 
     until(lambda: not sentinel.is_running() or sentinel.status() == psutil.STATUS_ZOMBIE, what="its end")
     node.wait_for(node.submit("bash hello.sh"), "completed")
-
-
-def test_killing_up_leaves_nothing_running_and_the_next_start_continues(tmp_path: Path) -> None:
-    with running_node(tmp_path, K1NODE_MAX_CONCURRENT="2") as node:
-        long = start_job(node, tmp_path / "long", 20)
-        short = start_job(node, tmp_path / "short", 1)
-        waiting = [node.submit("bash hello.sh") for _ in range(3)]
-        assert node.process is not None
-
-        node.process.kill()
-
-        node.process.wait()
-        until(lambda: not node.everything(), what="the end of every process")
-        assert lines(tmp_path / "short") == ["start", "end"]
-        assert lines(tmp_path / "long") == ["start"]
-        node.start()
-        for task_id in (*waiting, short):
-            node.wait_for(task_id, "completed")
-        again = node.wait_for(long, "completed", within=60)
-        assert sorted(attempt["outcome"] for attempt in again["attempts"]) == ["completed", "drained"]
-        assert len(node.task(short)["attempts"]) == 1
-        assert node.stop() == 0
-        assert node.everything() == []

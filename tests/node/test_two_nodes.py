@@ -1,4 +1,4 @@
-"""Two nodes on one PostgreSQL: no task is run twice, no gate is overrun, and one takes over when the other is gone."""
+"""Two nodes on one database: no task is run twice, no gate is overrun, and one takes over when the other is gone."""
 
 import os
 import signal
@@ -8,18 +8,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import both
-from tests.databases import only_postgresql
+from tests import databases
 from tests.node.running import RunningNode, running_node, until
 
-# It brings a PostgreSQL of its own, so one of the two runs is enough.
-pytestmark = [pytest.mark.node, only_postgresql]
+# SQLite is for one node alone.
+pytestmark = [pytest.mark.node, databases.only_postgresql]
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:
-    with both.postgresql(1) as server:
-        database = {"DB_HOST": server["DB_HOST"], "DB_USER": server["DB_USER"], "DB_NAME": "postgres"}
+    with databases.fresh() as database:
         folder = tmp_path_factory.mktemp("nodes")
         secret = {
             "SECRET_KEY": "the same on both nodes, as any cluster needs it to be",
@@ -87,10 +85,11 @@ def test_runs_of_a_schedule_never_overlap_on_two_nodes(nodes: tuple[RunningNode,
 
 def test_when_one_node_is_gone_the_other_runs_its_tasks(nodes: tuple[RunningNode, RunningNode], tmp_path: Path) -> None:
     first, second = nodes
+    end = first.data / "end"
     jobs = [
         first.submit(
-            "bash job.sh",
-            parameters={"file": str(tmp_path / f"{n}"), "seconds": 40 if n < 8 else 0.1},
+            "bash held.sh",
+            parameters={"file": str(tmp_path / f"{n}"), "until": str(end if n < 8 else tmp_path)},
             retry_policy="aggressive",
         )
         for n in range(12)
@@ -102,6 +101,7 @@ def test_when_one_node_is_gone_the_other_runs_its_tasks(nodes: tuple[RunningNode
         os.kill(process.pid, signal.SIGKILL)
 
     psutil.wait_procs(victims, timeout=10)
+    end.touch()
     # A lease of 20 s has to run out; long jobs that were the dead node's then start anew.
     until(lambda: all("start" in (tmp_path / f"{n}").read_text() for n in range(12)), within=60, what="all starts")
     for job in jobs[8:]:
