@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 XDIST ?= -n 2
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --require-hashes
 
-.PHONY: setup dev run demo test test-node check check-api openapi format bench lock clean
+.PHONY: setup dev run demo test test-node check check-api lint types layers migrations deployment openapi format bench lock clean
 
 setup: $(VENV)/.runtime
 
@@ -15,15 +16,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt | $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	touch $@
 
 $(VENV)/.contract: requirements-contract.txt | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-contract.txt
+	$(PIP) -r requirements-contract.txt
 	touch $@
 
 # Spectral, from npm, by the Node.js that pip has brought along.
@@ -41,19 +42,32 @@ run: setup
 demo: setup
 	$(BIN)/python manage.py demo
 
-# SQLite first, then PostgreSQL; `node` and `contract` tests start real processes and kill them.
+# SQLite first, then PostgreSQL; `node` and `contract` tests start real processes.
 test: dev
 	$(BIN)/python -m tests.both $(XDIST) -m "not node and not contract"
 
+# These start real processes and kill them. They wait more than they compute, so both databases have their turn at the
+# same time, and a file's tests stay together because they share a node.
 test-node: dev
-	$(BIN)/python -m tests.both -m node -p no:randomly
+	$(BIN)/python -m tests.both --together $(XDIST) --dist loadfile -p no:randomly -m node tests/node
 
-check: dev
+# The longest comes first, for make -j.
+check: types lint layers migrations deployment
+
+types: dev
+	$(BIN)/mypy
+
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+layers: dev
 	$(BIN)/python -m pytest -q tests/test_layers.py -p no:randomly
+
+migrations: dev
 	$(BIN)/python manage.py makemigrations --check --dry-run
+
+deployment: dev
 	$(BIN)/python -m tests.deploy_check
 
 # A running node, and the document it is described by, against tools from outside.
