@@ -33,7 +33,7 @@ def until(check: Callable[[], Any], *, within: float = HEALS_WITHIN, what: str =
     """Return the first true value of `check`, asked for again and again; fail when there is none in time."""
     end = time.monotonic() + within
     while True:
-        with suppress(OSError, psutil.NoSuchProcess, KeyError, IndexError):
+        with suppress(OSError, psutil.NoSuchProcess, LookupError, ValueError):
             if found := check():
                 return found
         assert time.monotonic() < end, f"{what} did not happen within {within:g} s"
@@ -173,7 +173,7 @@ class RunningNode:
         """Return the child of `up` that runs this management command."""
         assert self.process is not None
         children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if child.cmdline()[-1] == command)
+        return [child for child in children if child.cmdline()[-1:] == [command]][0]
 
     @property
     def board(self) -> Board:

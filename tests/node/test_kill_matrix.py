@@ -15,9 +15,16 @@ pytestmark = pytest.mark.node
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     with running_node(tmp_path_factory.mktemp("node"), K1NODE_MAX_CONCURRENT="4") as node:
         yield node
+
+
+@pytest.fixture
+def node(one_node: RunningNode) -> RunningNode:
+    """Return the node once the test before has left no trace: a whole cluster, and nothing at work."""
+    until(lambda: len(one_node.workers(busy=False)) == 4 and one_node.helpers(), within=60, what="a whole cluster")
+    return one_node
 
 
 VICTIMS: dict[str, Callable[[RunningNode], psutil.Process]] = {
@@ -33,7 +40,6 @@ VICTIMS: dict[str, Callable[[RunningNode], psutil.Process]] = {
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_an_innocent_job_goes_on_and_new_ones_run(node: RunningNode, tmp_path: Path, victim: str) -> None:
-    until(lambda: len(node.workers(busy=False)) == 4 and len(node.helpers()) == 2, what="a whole cluster")
     innocent = start_job(node, tmp_path / "innocent", 6)
     waiting = node.submit("bash hello.sh")
 
@@ -52,9 +58,9 @@ def test_an_innocent_job_goes_on_and_new_ones_run(node: RunningNode, tmp_path: P
 
 
 def test_a_busy_worker_s_job_is_ended_and_runs_again(node: RunningNode, tmp_path: Path) -> None:
-    until(lambda: not node.workers(busy=True), what="quiet")
     job = start_job(node, tmp_path / "job", 5)
-    (worker,) = node.workers(busy=True)
+    # Another may be at work for a moment, looking for a task in vain.
+    worker = until(lambda: len(busy := node.workers(busy=True)) == 1 and busy[0], what="one worker at work")
     innocent = start_job(node, tmp_path / "innocent", 5)
     first_pid = int((tmp_path / "job").read_text().split()[1])
 
