@@ -96,12 +96,14 @@ class Run:
         )
         # What it says is read at once, also while another run is shown: it would stand still at a full pipe.
         self._said: SimpleQueue[str | None] = SimpleQueue()
-        Thread(target=self._listen, daemon=True).start()
+        self._listener = Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._said.put(line)
+        with self._process.stdout as output:
+            for line in output:
+                self._said.put(line)
         self._said.put(None)
 
     def __enter__(self) -> Self:
@@ -111,6 +113,7 @@ class Run:
         if self._process.poll() is None:
             self._process.terminate()
         self._process.wait()
+        self._listener.join(5)  # not for good: a child that outlives pytest may hold the pipe
 
     def show(self) -> tuple[int, str]:
         """Print what it says until it ends; return its exit code and its closing line (empty if it came to none)."""

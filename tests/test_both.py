@@ -1,8 +1,11 @@
 """The sum of two runs, in the words of pytest."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from tests.both import closing_line, counts_of, workers
+from tests.both import Run, closing_line, counts_of, workers
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,35 @@ def test_two_closing_lines_make_one(first: str, second: str, line: str) -> None:
 )
 def test_each_worker_gets_a_server(arguments: list[str], number: int) -> None:
     assert workers(arguments) == number
+
+
+ALONE = ["-c", os.devnull, "-p", "no:django", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:cacheprovider"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "counts"),
+    [("pass", 0, {"passed": 1}), ("assert False", 1, {"failed": 1})],
+    ids=["passed", "failed"],
+)
+def test_a_run_is_shown_and_says_how_it_closed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, code: int, counts: dict[str, int]
+) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text(f"def test_it():\n    {body}\n")
+
+    with Run("Here", [*ALONE, str(file)], dict(os.environ)) as run:
+        given, closing = run.show()
+
+    assert (given, dict(counts_of(closing))) == (code, counts)
+    assert capsys.readouterr().out.startswith("Here\n")
+
+
+def test_a_run_that_nobody_waits_for_is_ended(tmp_path: Path) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text("import time\n\n\ndef test_it():\n    time.sleep(60)\n")
+
+    with pytest.raises(KeyboardInterrupt), Run("Here", [*ALONE, str(file)], dict(os.environ)) as run:
+        raise KeyboardInterrupt
+
+    code, closing = run.show()
+    assert (code != 0, closing) == (True, "")
