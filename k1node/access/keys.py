@@ -204,7 +204,7 @@ def rotate(
                 "scopes": old.scopes,
                 "requests_per_hour": old.requests_per_hour,
                 "allowed_cidrs": old.allowed_cidrs,
-                "expires_at": now + (old.expires_at - old.created_at) if old.expires_at else None,
+                "expires_at": _end_of_successor(old, now),
             },
             by,
         )
@@ -316,6 +316,16 @@ def _locked(pk: int, now: datetime) -> ApiKey:
     if state in (KeyState.REVOKED, KeyState.EXPIRED):
         raise KeyEnded(f"The key is {state.value}: make a new one")
     return row
+
+
+def _end_of_successor(old: ApiKey, now: datetime) -> datetime | None:
+    """Return when a key ends that is to live as long as `old`."""
+    if old.expires_at is None:
+        return None
+    try:
+        return now + (old.expires_at - old.created_at)
+    except OverflowError:
+        return old.expires_at  # the calendar ends sooner
 
 
 def _id_of(pk: int) -> str:

@@ -222,6 +222,16 @@ def test_the_new_key_lives_as_long_as_the_old_one_was_made_for() -> None:
 
 
 @pytest.mark.django_db
+def test_a_key_made_until_the_end_of_the_calendar_can_be_rotated() -> None:
+    end = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    key, _ = keys.issue("a", ["scheduler:read"], expires_at=end)
+
+    new, _ = keys.rotate(key, now=datetime.now(UTC) + timedelta(days=1))
+
+    assert new.expires_at == end
+
+
+@pytest.mark.django_db
 def test_an_overlap_never_lengthens_a_key() -> None:
     now = datetime.now(UTC)
     key, _ = keys.issue("a", ["scheduler:read"], expires_at=now + timedelta(hours=1))
