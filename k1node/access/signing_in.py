@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -13,6 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from k1node.access import slowing
+from k1node.audit.sign_in import SignInForm
 from k1node.lib.admin_display import duration
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class SignIn(LoginView):
     """The admin's own page and form, with a limit on tries."""
 
     template_name = "admin/login.html"
-    authentication_form = AdminAuthenticationForm
+    authentication_form = SignInForm  # which writes each try into the audit log
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if admin.site.has_permission(request):
@@ -45,14 +45,6 @@ class SignIn(LoginView):
             logger.warning("Sign-in slowed down", extra={"remote": slowing.address_of(request), "seconds": wait})
             return slow_down(request, wait, "There have been many attempts to sign in, and now there must be a pause.")
         return super().post(request, *args, **kwargs)
-
-    def form_valid(self, form: Any) -> HttpResponse:
-        """Somebody has signed in."""
-        return super().form_valid(form)
-
-    def form_invalid(self, form: Any) -> HttpResponse:
-        """Somebody could not sign in."""
-        return super().form_invalid(form)
 
     def get_default_redirect_url(self) -> str:
         return reverse("admin:index")
