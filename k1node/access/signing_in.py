@@ -3,6 +3,7 @@
 import logging
 from datetime import timedelta
 from typing import Any
+from unicodedata import normalize
 
 from django.contrib import admin
 from django.contrib.auth.views import LoginView
@@ -22,8 +23,10 @@ logger = logging.getLogger(__name__)
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+LONGEST_NAME = 254  # that the form takes
 BY_ADDRESS = "20/5m"
-BY_NAME = "20/5m"  # from wherever: also a guesser with many addresses gets no further
+# From wherever: also a guesser with many addresses gets no further. More, or one address could lock a person out.
+BY_NAME = "100/5m"
 
 
 class SignIn(LoginView):
@@ -40,7 +43,7 @@ class SignIn(LoginView):
     def post(self, request: HttpRequest, *args: str, **kwargs: Any) -> HttpResponse:
         wait = slowing.seconds_to_wait(request, "sign-in", BY_ADDRESS)
         # A name is not counted for addresses that are over their limit: they could make up names without end.
-        wait = wait or slowing.seconds_to_wait(request, "sign-in", BY_NAME, key=_name)
+        wait = wait or slowing.seconds_to_wait(request, "sign-in by name", BY_NAME, key=_name)
         if wait:
             logger.warning("Sign-in slowed down", extra={"remote": slowing.address_of(request), "seconds": wait})
             return slow_down(request, wait, "There have been many attempts to sign in, and now there must be a pause.")
@@ -83,4 +86,5 @@ def slow_down(request: HttpRequest, seconds: int, why: str) -> HttpResponse:
 
 
 def _name(_door: str, request: HttpRequest) -> str:
-    return request.POST.get("username", "").strip().casefold()
+    """Return the name as the form will read it, of which there are many ways to write one, and without its case."""
+    return normalize("NFKC", request.POST.get("username", "").strip()[:LONGEST_NAME]).casefold()
