@@ -123,8 +123,8 @@ def revoke(text: str, *, now: datetime | None = None) -> None:
         return
     with transaction.atomic():
         jwt_tokens.deny(token, now=now)
-        trail.record("grant.revoked", str(token.claims["sub"])[:200], after={"jti": token.claims.get("jti")})
-    logger.info("Access token revoked", extra={"sub": token.claims["sub"], "jti": token.claims.get("jti")})
+        trail.record("grant.revoked", str(token.claims["sub"])[:200], after={"jti": token.claims["jti"]})
+    logger.info("Access token revoked", extra={"sub": token.claims["sub"], "jti": token.claims["jti"]})
 
 
 def prune(*, now: datetime) -> int:

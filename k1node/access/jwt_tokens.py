@@ -57,10 +57,9 @@ class Token:
     claims: Mapping[str, Any]
 
     @property
-    def identifier(self) -> tuple[str, str] | None:
-        """Return what the token is known by when it is revoked, None if it names nothing."""
-        jti = self.claims.get("jti")
-        return (str(self.claims["iss"]), jti) if isinstance(jti, str) else None
+    def identifier(self) -> tuple[str, str]:
+        """Return what the token is known by when it is revoked."""
+        return str(self.claims["iss"]), str(self.claims["jti"])
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -122,8 +121,6 @@ def read(text: str) -> Token:
 
 def deny(token: Token, *, now: datetime) -> None:
     """Refuse the token from now on, as long as it would have been good."""
-    if token.identifier is None:
-        return
     issuer, jti = token.identifier
     row = DeniedToken(issuer=issuer, jti=jti, denied_at=now, expires_at=token.ends_at)
     DeniedToken.objects.bulk_create([row], ignore_conflicts=True)
@@ -157,7 +154,9 @@ def _read_of_others(text: str, header: Mapping[str, Any]) -> Token:
         raise TokenRefused(f"token of {issuer.name} that lives longer than 24 hours")
     if not SUBJECT.fullmatch(claims["sub"]) or not IDENTIFIER.fullmatch(claims.get("jti", "none")):
         raise TokenRefused(f"token of {issuer.name} with an odd sub or jti")
-    return Token(issuer, claims)
+    # One without a name is called by what was signed: the signature itself can be written in more ways than one.
+    signed = text.rpartition(".")[0]
+    return Token(issuer, {"jti": f"sha256:{hashlib.sha256(signed.encode()).hexdigest()}"} | claims)
 
 
 def _check_type(header: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
@@ -201,10 +200,9 @@ def _of_key(token: Token, now: datetime) -> Recognised:
 
 
 def _of_issuer(token: Token, issuer: Issuer) -> Recognised:
-    if token.identifier:
-        denied = DeniedToken.objects.filter(issuer=token.identifier[0], jti=token.identifier[1])
-        if denied.exists():
-            raise TokenRefused(f"revoked token of {issuer.name}")
+    named_by, jti = token.identifier
+    if DeniedToken.objects.filter(issuer=named_by, jti=jti).exists():
+        raise TokenRefused(f"revoked token of {issuer.name}")
     subject = token.claims["sub"]
     host = issuer.name.split("://")[-1]
     granted = scopes.common(token.scopes, issuer.scopes)
