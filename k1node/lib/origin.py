@@ -54,7 +54,8 @@ def client_address(request: HttpRequest, trusted_proxies: int) -> str:
         if len(hops) >= trusted_proxies:
             address = hops[-trusted_proxies]
     try:
-        read = ip_address(address)
+        # Without the zone of a link-local one ("%eth0"), which may be any text and says nothing of the client.
+        read = ip_address(address.partition("%")[0])
     except ValueError:
         return UNKNOWN
     if isinstance(read, IPv6Address) and read.ipv4_mapped:

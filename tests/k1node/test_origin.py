@@ -17,6 +17,7 @@ from k1node.lib import origin
         pytest.param("10.0.0.1", "<script>", 1, origin.UNKNOWN, id="nonsense is no address"),
         pytest.param("", "", 0, origin.UNKNOWN, id="a Unix socket has none"),
         pytest.param("::ffff:192.0.2.1", "", 0, "192.0.2.1", id="IPv4 written as IPv6"),
+        pytest.param("10.0.0.1", "fe80::1%" + "x" * 99, 1, "fe80::1", id="the zone of an address is left out"),
         pytest.param("2001:DB8::0:1", "", 0, "2001:db8::1", id="one spelling of each address"),
     ],
 )
