@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, Permission, User
+from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
 from oauth2_provider.models import AccessToken, Application, Grant, RefreshToken
@@ -15,6 +16,8 @@ from pytest_django import DjangoAssertNumQueries
 from k1node import tidying
 from k1node.access.oauth import tokens
 from k1node.access.scopes import ALL_SCOPES
+from k1node.audit import trail
+from k1node.audit.models import AuditRecord, AuditRefusal
 from tests.databases import Rival
 from tests.k1node.oauth_flow import CALLBACK, CHALLENGE, VERIFIER, App, answered, browser_of, make_app, make_person
 
@@ -38,6 +41,10 @@ def browser(ana: User) -> Client:
 
 def text_of(response: Any) -> str:
     return " ".join(response.content.decode().split())
+
+
+def acts() -> list[tuple[str, str, str, str]]:
+    return list(AuditRecord.objects.order_by("id").values_list("action", "target", "actor_name", "reason"))
 
 
 # --- the way through --------------------------------------------------------------------------------------------
@@ -197,6 +204,13 @@ def test_what_the_form_hides_is_checked_again(app: App, browser: Client) -> None
     assert {response.status_code for response in sent} == {400}
     assert (plain["error"], without["error"]) == ("invalid_request", "invalid_request")
     assert not Grant.objects.exists()
+
+
+def test_a_challenge_cannot_be_taken_out_of_the_form(app: App, browser: Client) -> None:
+    code = answered(app.answer(browser, app.ask(browser), code_challenge=""))["code"]
+
+    assert app.exchange(code, code_verifier=None).status_code == 400
+    assert not AccessToken.objects.exists()
 
 
 def test_consent_needs_the_form_of_the_page(app: App, ana: User) -> None:
@@ -824,3 +838,51 @@ def test_a_call_deletes_a_bounded_number(
 
     assert gone == [2]
     assert [tokens.prune(now=now) for _ in range(3)] == [2, 1, 0]
+
+
+# --- the audit log ----------------------------------------------------------------------------------------------
+def test_what_is_given_and_ended_is_written_down(app: App, browser: Client) -> None:
+    target = f"application:{app.row.client_id}"
+    given = app.tokens(browser)
+    again = app.refresh(given["refresh_token"]).json()
+    app.refresh(given["refresh_token"])
+    app.refresh(given["refresh_token"])
+    other = app.tokens(browser)
+    app.post("revoke", token=other["access_token"])
+    app.post("revoke", token=other["access_token"])
+
+    assert again["access_token"]
+    assert acts() == [
+        ("consent.given", target, "ana", ""),
+        ("grant.issued", target, "ana", ""),
+        ("grant.refreshed", target, "ana", ""),
+        ("grant.revoked", target, "Board", "A refresh token came a second time"),
+        ("consent.given", target, "ana", ""),
+        ("grant.issued", target, "ana", ""),
+        ("grant.revoked", target, "Board", "by the app"),
+    ]
+    written = str(list(AuditRecord.objects.values()))
+    assert not any(text in written for text in (given["access_token"], given["refresh_token"], again["access_token"]))
+
+
+def test_who_is_refused_at_the_doors_of_apps_is_counted(app: App, browser: Client) -> None:
+    wrong = App(app.row, "wrong")
+    assert wrong.refresh("x").status_code == 401
+    assert wrong.post("introspect", token="x").status_code == 401
+    assert app.exchange("no code").status_code == 400
+    assert app.post("token", grant_type="password").status_code == 400
+
+    row = AuditRefusal.objects.get()
+    assert (row.action, row.count) == ("oauth.refused", 3)
+
+
+def test_a_failing_audit_log_gives_no_tokens(app: App, browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = app.code(browser)
+    monkeypatch.setattr(trail, "record", _fail)
+
+    assert app.exchange(code).status_code == 503
+    assert not AccessToken.objects.exists()
+
+
+def _fail(*args: Any, **kwargs: Any) -> None:
+    raise OperationalError("no")

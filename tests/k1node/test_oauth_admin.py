@@ -10,6 +10,7 @@ from django.test import Client
 from django.urls import reverse
 from oauth2_provider.models import AccessToken, Application, Grant, RefreshToken
 
+from k1node.audit.models import AuditRecord
 from tests.k1node.oauth_flow import CALLBACK, App, browser_of, make_app, make_person
 
 pytestmark = pytest.mark.django_db
@@ -180,3 +181,22 @@ def test_the_page_of_a_token_does_not_show_it(admin_client: Client) -> None:
     assert token.token_checksum not in page
     assert "dashboard:read" in page
     assert "ana" in page
+
+
+def test_what_is_done_to_apps_is_in_the_audit_log(admin_client: Client) -> None:
+    add(admin_client)
+    application = Application.objects.get()
+    admin_client.post(page_of(application), {"name": "Board 2", "redirect_uris": CALLBACK})
+    act(admin_client, "new_secret", application)
+    given = RefreshToken.objects.create(user=make_person("ana"), application=application, token="t" * 30)
+    act(admin_client, "revoke", given)
+    admin_client.post(reverse("admin:oauth2_provider_application_delete", args=(application.pk,)), {"post": "yes"})
+
+    target = f"application:{application.client_id}"
+    assert list(AuditRecord.objects.order_by("id").values_list("action", "target", "actor_name")) == [
+        ("application.created", "application:Board", "admin"),
+        ("application.updated", "application:Board 2", "admin"),
+        ("application.secret_replaced", target, "admin"),
+        ("grant.revoked", target, "admin"),
+        ("application.deleted", "application:Board 2", "admin"),
+    ]

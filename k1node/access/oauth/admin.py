@@ -7,7 +7,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db import models
+from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -16,6 +16,8 @@ from oauth2_provider.generators import generate_client_secret
 from oauth2_provider.models import Application, refresh_token_expire_timedelta
 
 from k1node.access.oauth import redirects, tokens
+from k1node.audit import trail
+from k1node.audit.admin_log import AuditedAdmin
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import RECORDS, SET_UP, ConsoleAdmin
 from k1node.lib.admin_paging import KeysetAdmin
@@ -63,7 +65,7 @@ class ApplicationForm(forms.ModelForm):  # type: ignore[type-arg]
         return "\n".join(addresses)
 
 
-class ApplicationAdmin(ConsoleAdmin):
+class ApplicationAdmin(AuditedAdmin, ConsoleAdmin):
     section = SET_UP
     place = 21
     summary = "Apps that people sign in to with their account here"
@@ -107,7 +109,9 @@ class ApplicationAdmin(ConsoleAdmin):
         made = []
         for application in services:
             secret = application.client_secret = generate_client_secret()
-            application.save(update_fields=["client_secret", "updated"])
+            with transaction.atomic():
+                application.save(update_fields=["client_secret", "updated"])
+                trail.record("application.secret_replaced", tokens.target_of(application))
             made.append((application, secret))
         self._show(request, made)
         if skipped := queryset.count() - len(services):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import transaction
 from django.db.models import Model, Q, QuerySet
 from django.utils import timezone
 from oauth2_provider.models import (
@@ -23,6 +24,7 @@ from oauth2_provider.models import (
 from k1node.access import operators
 from k1node.access.principal import Principal
 from k1node.access.scopes import covered
+from k1node.audit import trail
 
 SHAPE = re.compile(r"[A-Za-z0-9]{30}")  # as oauthlib makes them, access and refresh tokens and codes alike
 PRUNED_AT_ONCE = 500
@@ -71,14 +73,22 @@ def describe(text: str, *, now: datetime | None = None) -> dict[str, Any]:
     return _told(refresh, refresh.access_token.scope, until, now)
 
 
+def target_of(application: Any) -> str:
+    """Return what the audit log calls an app."""
+    return f"application:{application.client_id}" if application else "application:none"
+
+
 def revoke(token: Any) -> None:
     """End an access token with its refresh token, a refresh token with its access token, or a code."""
-    if isinstance(token, AccessToken):
-        revoke_access_token(token)
-    elif isinstance(token, RefreshToken):
-        token.revoke()
-    else:
-        token.delete()
+    with transaction.atomic():
+        if isinstance(token, AccessToken):
+            revoke_access_token(token)
+        elif isinstance(token, RefreshToken):
+            token.revoke()
+        else:
+            token.delete()
+        whose = token.user.get_username() if token.user else ""
+        trail.record("grant.revoked", target_of(token.application), after={"user": whose})
 
 
 def prune(*, now: datetime) -> int:

@@ -4,6 +4,7 @@
 - Consent is cut to what the person may give, and a refresh to what was consented to.
 - A code used twice ends what was issued for it (RFC 6749 4.1.2): its tokens' family is derived from the code.
 - A refresh token used twice *at the same moment* is reuse as well; the toolkit alone would answer with an empty token.
+- What is given and what ends is in the audit log, in the same transaction.
 """
 
 import hashlib
@@ -12,13 +13,16 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from oauth2_provider.models import RefreshToken
+from oauth2_provider.models import AccessToken, RefreshToken
 from oauth2_provider.oauth2_validators import OAuth2Validator
 from oauthlib.oauth2.rfc6749 import errors
 from oauthlib.oauth2.rfc6749.utils import scope_to_list
 
 from k1node.access import operators
+from k1node.access.oauth.tokens import checksum, target_of
 from k1node.access.scopes import covered
+from k1node.audit import trail
+from k1node.lib import origin
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,10 @@ class Validator(OAuth2Validator):
         request.scopes = grantable(request.user, request.scopes)
         if not request.scopes:
             raise errors.InvalidScopeError(request=request)
-        return super()._create_authorization_code(request, code, expires)
+        with transaction.atomic():
+            made = super()._create_authorization_code(request, code, expires)
+            trail.record("consent.given", target_of(request.client), after={"scopes": request.scopes})
+        return made
 
     def validate_code(self, client_id: str, code: str, client: Any, request: Any, *args: Any, **kwargs: Any) -> bool:
         if not super().validate_code(client_id, code, client, request, *args, **kwargs):
@@ -64,6 +71,11 @@ class Validator(OAuth2Validator):
         return made
 
     def validate_refresh_token(self, refresh_token: str, client: Any, request: Any, *args: Any, **kwargs: Any) -> bool:
+        again = RefreshToken.objects.filter(
+            token_checksum=checksum(refresh_token), application=client, revoked__isnull=False
+        ).first()
+        if again is not None:
+            _end_family(again.token_family, client, "A refresh token came a second time")
         good = super().validate_refresh_token(refresh_token, client, request, *args, **kwargs)
         return good and operators.may_sign_in(request.user)
 
@@ -80,18 +92,41 @@ class Validator(OAuth2Validator):
 
     def save_bearer_token(self, token: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         presented = getattr(request, "refresh_token_instance", None)
-        if presented is None:
-            return super().save_bearer_token(token, request, *args, **kwargs)
         with transaction.atomic():
             # From here on no rival can use it; whoever was first has revoked it.
-            if RefreshToken.objects.select_for_update().filter(pk=presented.pk, revoked__isnull=True).first():
-                return super().save_bearer_token(token, request, *args, **kwargs)
+            mine = presented is None or (
+                RefreshToken.objects.select_for_update().filter(pk=presented.pk, revoked__isnull=True).exists()
+            )
+            if mine:
+                made = super().save_bearer_token(token, request, *args, **kwargs)
+                _record("grant.issued" if presented is None else "grant.refreshed", request)
+                return made
         _end_family(presented.token_family, presented.application, "A refresh token was used twice at one moment")
         raise errors.InvalidGrantError(request=request)
+
+    def revoke_token(self, token: str, token_type_hint: str, request: Any, *args: Any, **kwargs: Any) -> None:
+        which = {"token_checksum": checksum(token), "application": request.client}
+        with transaction.atomic():
+            live = RefreshToken.objects.filter(revoked__isnull=True, **which).exists()
+            live = live or AccessToken.objects.filter(**which).exists()
+            super().revoke_token(token, token_type_hint, request, *args, **kwargs)
+            if live:
+                trail.record("grant.revoked", target_of(request.client), reason="by the app", by=str(request.client))
+
+
+def _record(action: str, request: Any) -> None:
+    """Write down that the app got tokens, in the name of the person who has allowed it."""
+    asked_from = origin.current()
+    if asked_from is not None:
+        asked_from.actor = f"oauth:{request.client.pk}:{request.user.pk}"
+        asked_from.actor_name = request.user.get_username()
+    trail.record(action, target_of(request.client), after={"scopes": list(request.scopes)})
 
 
 def _end_family(family: UUID, application: Any, why: str) -> None:
     # Only of the application that asks: nobody else may end its tokens.
     if RefreshToken.objects.filter(token_family=family, application=application, revoked__isnull=True).exists():
         logger.warning("OAuth tokens revoked", extra={"reason": why, "application": str(application)})
-        RefreshToken.revoke_family(family)
+        with transaction.atomic():
+            RefreshToken.revoke_family(family)
+            trail.record("grant.revoked", target_of(application), reason=why, by=str(application))

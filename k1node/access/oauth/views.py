@@ -29,6 +29,7 @@ from k1node.access import operators, signing_in, slowing
 from k1node.access.oauth import redirects, tokens
 from k1node.access.oauth.validator import grantable
 from k1node.access.scopes import ADMIN, DESCRIPTIONS
+from k1node.audit import trail
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,13 @@ class ForPrograms(Door):
         answer = super()._answer(request, *args, **kwargs)
         if isinstance(answer, HttpResponse) and answer.content:
             answer["Content-Type"] = "application/json"  # which the toolkit does not say of all its errors
+            if answer.status_code in (400, 401):
+                self._note_refusal(request, json.loads(answer.content).get("error"))
         return answer
+
+    def _note_refusal(self, request: HttpRequest, error: str) -> None:
+        if error in ("invalid_client", "invalid_grant"):
+            trail.refused("oauth.refused", f"{self.door}: {error}", name=request.POST.get("client_id", ""))
 
 
 @method_decorator(csrf_exempt, name="dispatch")
