@@ -1,8 +1,9 @@
 """How many requests one caller may make: a token bucket by the hour and one by the minute, both at once.
 
 Whose bucket a request takes from: its key's, its user's, its OAuth application's and user's; or its address's, while
-nobody is recognised. A request that fails to sign in takes from its address, so that guessing is slow and a caller
-with a good key behind the same address is not hindered. Requests of the console itself are not counted.
+nobody is recognised. A request that fails to sign in takes from its address, and a caller with a good key behind the
+same one is not hindered: what keeps guessers out is the length of what they would have to guess. Requests of the
+console itself are not counted.
 """
 
 import logging

@@ -171,14 +171,15 @@ class RateLimitMiddleware:
 
 
 def _counted(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    """Return `response` with the limits on it; or the refusal, if nobody has paid, the address cannot, and it failed.
+    """Return `response` with the limits on it; or the refusal, if nobody has paid and the address cannot.
 
     Nobody has paid where no view has asked who this is: at an unknown path, for a page for everybody.
     """
     if limits.verdict_on(request) is None:
         refusal = _charged_to_address(request)
-        # What was done stays done, and is told.
-        response = refusal if refusal and response.status_code >= 400 else response
+        # What was done stays done, and is told; reading does nothing.
+        if refusal and (response.status_code >= 400 or request.method in ("GET", "HEAD")):
+            response = refusal
     verdict = limits.verdict_on(request)
     for name, value in verdict.headers().items() if verdict else ():
         response[name] = value

@@ -282,6 +282,9 @@ def test_one_too_many_is_told_when_to_come_back(api_client: Maker) -> None:
         pytest.param(404, lambda client: client.get("/api/v2/nowhere"), id="of an unknown path"),
         pytest.param(404, lambda c: c.get("/api/nowhere", headers={"Authorization": "x"}), id="so with a header"),
         pytest.param(200, lambda client: client.get("/api/v2/openapi.json"), id="of the document"),
+        pytest.param(
+            200, lambda c: c.get("/api/versions", headers={"Authorization": "x"}), id="of a page with a header"
+        ),
         pytest.param(406, lambda client: client.get("/api/v9/scheduler/queue"), id="of an unknown version"),
         pytest.param(401, lambda c: c.get(QUEUE, headers={"Cookie": "sessionid=abc"}), id="with a dead session"),
     ],
@@ -295,7 +298,6 @@ def test_who_is_not_recognised_pays_by_address(
     first, *_, fourth = (request_of(client) for _ in range(4))
 
     assert (first.status_code, first["X-RateLimit-Remaining"]) == (status, "9")
-    # A page for everybody that a header came along to is answered all the same: its work is done.
     assert fourth.status_code == 429
     assert request_of(APIClient(REMOTE_ADDR="192.0.2.8")).status_code == status
 
