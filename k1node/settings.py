@@ -253,7 +253,9 @@ JWT_REFRESH_EXPIRY = env_duration(
 )
 # Who else's tokens are accepted, as JSON: {"https://billing.internal": {"key": "…", "scopes": ["scheduler:read"]}}
 K1NODE_JWT_ISSUERS = issuers.read(
-    env_str("K1NODE_JWT_ISSUERS"), secrets_of_the_node={"SECRET_KEY": SECRET_KEY, "JWT_SECRET": JWT_SECRET}
+    env_str("K1NODE_JWT_ISSUERS"),
+    secrets_of_the_node={"SECRET_KEY": SECRET_KEY, "JWT_SECRET": JWT_SECRET}
+    | {f"number {at} of JWT_SECRET_PREVIOUS": each for at, each in enumerate(JWT_SECRET_PREVIOUS, 1)},
 )
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS

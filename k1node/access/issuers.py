@@ -37,7 +37,12 @@ def read(text: str, *, secrets_of_the_node: Mapping[str, str]) -> dict[str, Issu
         raise ImproperlyConfigured(f"{NAME} must be JSON such as {EXAMPLE}.") from None
     if not isinstance(entries, dict):
         raise ImproperlyConfigured(f"{NAME} must be a JSON object such as {EXAMPLE}.")
-    return {name: _issuer(name, entry, secrets_of_the_node) for name, entry in entries.items()}
+    issuers: dict[str, Issuer] = {}
+    for name, entry in entries.items():
+        # Who knows the key of another one could speak for it.
+        others = {f"that of {other.name!r}": other.key for other in issuers.values()}
+        issuers[name] = _issuer(name, entry, {**secrets_of_the_node, **others})
+    return issuers
 
 
 def _issuer(name: str, entry: Any, others: Mapping[str, str]) -> Issuer:

@@ -21,6 +21,8 @@ PLACEHOLDERS = (
     "replaceme",
     "placeholder",
     "secretkey",
+    "stringsecret",
+    "atleast256bit",
     "example",
 )
 FEWEST_CHARACTERS = 8  # different ones; 32 random hexadecimal digits have about 14

@@ -218,6 +218,7 @@ STRONG = "kq3VbT7mWz9XcR2nYp5sLd8fGh1jAe4u"
         pytest.param("your-secret-key-your-secret-key-0123456789", "placeholder", id="the placeholder at length"),
         pytest.param("CHANGE_ME_CHANGE_ME_0123456789_abcdefghij", "placeholder", id="change me"),
         pytest.param("replace-me-with-something-long-and-random", "placeholder", id="replace me"),
+        pytest.param("a-string-secret-at-least-256-bits-long", "placeholder", id="the one of jwt.io"),
         pytest.param("a" * 64, "again and again", id="one character"),
         pytest.param("abababab" * 5, "again and again", id="two characters"),
         pytest.param("0123456789abcdef" * 2, "again and again", id="a pattern"),
@@ -265,6 +266,9 @@ def test_issuers_are_read() -> None:
         pytest.param("{", "must be JSON", id="no JSON"),
         pytest.param([], "must be a JSON object", id="a list"),
         pytest.param({"k1node": {"key": STRONG, "scopes": ["admin"]}}, "another issuer", id="this node"),
+        pytest.param(
+            dict.fromkeys("ab", {"key": STRONG, "scopes": ["admin"]}), "same as that of 'a'", id="one for two"
+        ),
         pytest.param({"": {"key": STRONG, "scopes": ["admin"]}}, "another issuer", id="no name"),
         pytest.param({"a" * 201: {"key": STRONG, "scopes": ["admin"]}}, "another issuer", id="a long name"),
         pytest.param({"a": STRONG}, "must have key and scopes", id="a key alone"),
