@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 SECRET_NAME = re.compile(r"secret|passw|token|credential|authorization|cookie|digest|api_?key|private_?key", re.I)
-SECRET_VALUE = re.compile(r"\b(sk-[A-Za-z0-9_]{8,}|kt-[\w.:-]{20,}|whsec_[\w+/=]{8,}|eyJ[\w-]+\.[\w-]+\.[\w-]*)")
+SECRET_VALUE = re.compile(r"\b((?:sk|rt)-[A-Za-z0-9_]{8,}|kt-[\w.:-]{20,}|whsec_[\w+/=]{8,}|eyJ[\w-]+\.[\w-]+\.[\w-]*)")
 HIDDEN = "(hidden)"
 MOST_BYTES = 16 * 1024
 

@@ -304,6 +304,7 @@ def test_a_record_that_is_not_there(api_client: Maker, record_id: str) -> None:
         ({"a": {"client_secret": "x", "b": 1}}, {"a": {"client_secret": HIDDEN, "b": 1}}),
         ({"list": [{"api_key": "x"}]}, {"list": [{"api_key": HIDDEN}]}),
         ({"token": None, "has_password": True}, {"token": None, "has_password": True}),
+        ({"text": "with rt-k1n_0123456789abcdef in it"}, {"text": f"with {HIDDEN} in it"}),
         ({"text": "with sk-k1n_0123456789abcdef in it"}, {"text": f"with {HIDDEN} in it"}),
         ({"text": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, {"text": HIDDEN}),
         ({"text": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJrIn0.c2ln"}, {"text": HIDDEN}),
