@@ -1,5 +1,6 @@
 """API keys on the console: made here and shown once, replaced, revoked, never read again; and what came of them."""
 
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any
 
@@ -15,9 +16,9 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.views.decorators.http import require_http_methods
 
-from k1node.access import addresses, keys, token_admin
+from k1node.access import addresses, keys, operators, token_admin
 from k1node.access.models import ApiKey, KeyState
-from k1node.access.scopes import DESCRIPTIONS
+from k1node.access.scopes import DESCRIPTIONS, covered
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import SET_UP, ConsoleAdmin
 from k1node.lib.errors import K1NodeError
@@ -104,6 +105,11 @@ def replacement(key: ApiKey) -> str:
     return display.link(key.replaced_by) if key.replaced_by else display.NOTHING
 
 
+def _givable(request: HttpRequest) -> frozenset[str]:
+    """Return what a key may do that this person makes and sees: no more than he may himself."""
+    return covered(operators.scopes_of(request.user))
+
+
 @admin.register(ApiKey)
 class ApiKeyAdmin(ConsoleAdmin):
     section = SET_UP
@@ -160,6 +166,8 @@ class ApiKeyAdmin(ConsoleAdmin):
     def rotate_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Ask how long the old key is to stay valid, put a new one in its place and show that, this once."""
         row = self._changeable(request, pk)
+        if not covered(row.scopes) <= _givable(request):
+            raise PermissionDenied
         form = RotateForm(request.POST if request.method == "POST" else None, label_suffix="")
         if form.is_bound and form.is_valid():
             overlap = timedelta(seconds=int(form.cleaned_data["overlap"]))
@@ -209,7 +217,13 @@ class ApiKeyAdmin(ConsoleAdmin):
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         # A key that exists has nothing to edit, so no form of it has a field.
-        return super().get_form(request, obj, change=change, **kwargs | ({"form": ApiKeyForm} if obj is None else {}))
+        if obj is not None:
+            return super().get_form(request, obj, change=change, **kwargs)
+        form = super().get_form(request, obj, change=change, **kwargs | {"form": ApiKeyForm})
+        # Of its own: the field is shared with the forms of everybody else.
+        scopes = form.base_fields["scopes"] = deepcopy(form.base_fields["scopes"])
+        scopes.choices = [choice for choice in scopes.choices if choice[0] in _givable(request)]
+        return form
 
     def get_fields(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:
         return self.shown if obj else ApiKeyForm.Meta.fields
@@ -223,7 +237,9 @@ class ApiKeyAdmin(ConsoleAdmin):
         nothing_to_save = dict.fromkeys(("show_save", "show_save_and_continue", "show_save_and_add_another"), False)
         row = self.get_object(request, object_id)
         verbs = {
-            "can_rotate": row is not None and row.state(timezone.now()) == KeyState.ACTIVE,
+            "can_rotate": row is not None
+            and row.state(timezone.now()) == KeyState.ACTIVE
+            and covered(row.scopes) <= _givable(request),
             "can_revoke": row is not None and row.revoked_at is None,
         }
         return super().change_view(request, object_id, form_url, nothing_to_save | verbs | (extra_context or {}))

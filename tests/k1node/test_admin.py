@@ -459,6 +459,24 @@ def test_key_that_cannot_be_is_refused_at_its_field(admin_client: Client, data: 
     assert not ApiKey.objects.exists()
 
 
+def test_nobody_makes_or_replaces_a_key_that_may_more_than_they_may(client: Client) -> None:
+    ana = User.objects.create_user("ana", is_staff=True)
+    names = ("view_task", "add_apikey", "change_apikey", "view_apikey")
+    ana.user_permissions.set(Permission.objects.filter(codename__in=names))
+    client.force_login(ana)
+    (strong, _), (weak, _) = keys.issue("a", ["admin"]), keys.issue("b", ["scheduler:read"])
+    rotate = {key.pk: reverse("admin:access_apikey_rotate", args=(key.pk,)) for key in (strong, weak)}
+
+    refused = client.post(reverse("admin:access_apikey_add"), {"name": "c", "scopes": ["admin"]})
+    made = client.post(reverse("admin:access_apikey_add"), {"name": "c", "scopes": ["dashboard:read"]})
+
+    assert list(refused.context["adminform"].form.errors) == ["scopes"]
+    assert made.status_code == 302
+    assert client.post(rotate[strong.pk], {"overlap": "86400"}).status_code == 403
+    assert client.post(rotate[weak.pk], {"overlap": "86400"}).status_code == 302
+    assert ApiKey.objects.count() == 4
+
+
 def test_existing_key_cannot_be_edited_or_deleted(admin_client: Client) -> None:
     key, text = keys.issue("billing", ["scheduler:read"])
 
