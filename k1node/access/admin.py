@@ -221,7 +221,8 @@ class ApiKeyAdmin(ConsoleAdmin):
             return super().get_form(request, obj, change=change, **kwargs)
         form = super().get_form(request, obj, change=change, **kwargs | {"form": ApiKeyForm})
         # Of its own: the field is shared with the forms of everybody else.
-        scopes = form.base_fields["scopes"] = deepcopy(form.base_fields["scopes"])
+        scopes: Any = deepcopy(form.base_fields["scopes"])
+        form.base_fields["scopes"] = scopes
         scopes.choices = [choice for choice in scopes.choices if choice[0] in _givable(request)]
         return form
 

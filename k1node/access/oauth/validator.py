@@ -94,10 +94,8 @@ class Validator(OAuth2Validator):
         presented = getattr(request, "refresh_token_instance", None)
         with transaction.atomic():
             # From here on no rival can use it; whoever was first has revoked it.
-            mine = presented is None or (
-                RefreshToken.objects.select_for_update().filter(pk=presented.pk, revoked__isnull=True).exists()
-            )
-            if mine:
+            unused = RefreshToken.objects.select_for_update().filter(revoked__isnull=True)
+            if presented is None or unused.filter(pk=presented.pk).first():
                 made = super().save_bearer_token(token, request, *args, **kwargs)
                 _record("grant.issued" if presented is None else "grant.refreshed", request)
                 return made
