@@ -4,6 +4,7 @@ import logging
 from datetime import timedelta
 from typing import Any
 from unicodedata import normalize
+from urllib.parse import urlsplit
 
 from django.contrib import admin
 from django.contrib.auth.views import LoginView
@@ -48,6 +49,11 @@ class SignIn(LoginView):
             logger.warning("Sign-in slowed down", extra={"remote": slowing.address_of(request), "seconds": wait})
             return slow_down(request, wait, "There have been many attempts to sign in, and now there must be a pause.")
         return super().post(request, *args, **kwargs)
+
+    def get_redirect_url(self) -> str:
+        """Return where to go on to, "" for nowhere in particular: not here, where whoever is in would go in circles."""
+        wanted = super().get_redirect_url()
+        return "" if urlsplit(wanted).path == self.request.path else wanted
 
     def get_default_redirect_url(self) -> str:
         return reverse("admin:index")

@@ -46,6 +46,7 @@ def test_whoever_is_in_is_sent_on(ana: User) -> None:
 
     assert browser.get("/admin/login/")["Location"] == "/admin/"
     assert browser.get("/admin/login/?next=/admin/auth/user/")["Location"] == "/admin/auth/user/"
+    assert browser.get("/admin/login/?next=/admin/login/%3Fnext=/")["Location"] == "/admin/"
 
 
 def test_the_page_is_the_consoles_and_in_nobodys_frame() -> None:
