@@ -50,9 +50,9 @@ class SignIn(LoginView):
             return slow_down(request, wait, "There have been many attempts to sign in, and now there must be a pause.")
         return super().post(request, *args, **kwargs)
 
-    def get_redirect_url(self) -> str:
+    def get_redirect_url(self, request: HttpRequest | None = None) -> str:
         """Return where to go on to, "" for nowhere in particular: not here, where whoever is in would go in circles."""
-        wanted = super().get_redirect_url()
+        wanted: str = super().get_redirect_url()
         return "" if urlsplit(wanted).path == self.request.path else wanted
 
     def get_default_redirect_url(self) -> str:
