@@ -20,6 +20,14 @@ def problems(client: APIClient, body: Any) -> dict[str, tuple[str, str | None]]:
     }
 
 
+def test_a_body_of_nothing_but_unknown_fields_costs_no_more_than_a_few(api_client: Clients) -> None:
+    found = problems(api_client("admin"), {f"x{index:03}": 1 for index in range(500)})
+
+    named = [field for field, (message, _) in found.items() if message == "Unknown field"]
+    assert named == [f"x{index:03}" for index in range(20)]
+    assert found["body"] == ("Unknown field: 480 more", None)
+
+
 @pytest.mark.parametrize(
     ("value", "message", "suggestion"),
     [
