@@ -1,10 +1,11 @@
-"""Changes made by forms of the console alone, whose verbs write no record of their own: users, groups, notice rules."""
+"""Changes made by forms of the console alone, which have no verb to write a record: users, apps, notice rules."""
 
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.admin.utils import construct_change_message
 from django.db.models import Model, QuerySet
+from django.forms import model_to_dict
 from django.http import HttpRequest
 
 from k1node.audit import trail
@@ -32,21 +33,24 @@ class AuditedAdmin(Base):
 
     def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
         for row in queryset:
-            _record(request, row, "deleted", None)
+            trail.record(f"{row._meta.model_name}.deleted", target_of(row), before=_facts(row))
         return super().log_deletions(request, queryset)
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
         # What was chosen, not only which fields were: who may do what is decided in these forms.
-        chosen = {name: value for name, value in form.cleaned_data.items() if name in form.changed_data}
-        request._audited = {name: _plain(value) for name, value in chosen.items()}  # type: ignore[attr-defined]
+        after = {name: _plain(form.cleaned_data[name]) for name in form.changed_data if name in form.cleaned_data}
+        before = None if add else {name: _plain(form.initial.get(name)) for name in after}
+        request._audited = before, after  # type: ignore[attr-defined]
         return construct_change_message(form, formsets, add)
 
 
 def _record(request: HttpRequest, row: Model, done: str, message: Any) -> None:
-    after = request.__dict__.pop("_audited", None)
-    if after is None and message:
-        after = {"said": message}
-    trail.record(f"{row._meta.model_name}.{done}", target_of(row), after=after)
+    before, after = request.__dict__.pop("_audited", (None, {"said": message} if message else None))
+    trail.record(f"{row._meta.model_name}.{done}", target_of(row), before=before, after=after)
+
+
+def _facts(row: Model) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in model_to_dict(row).items()}
 
 
 def _plain(value: Any) -> Any:
