@@ -18,7 +18,7 @@ from k1node.access import jwt_tokens, keys, scopes
 from k1node.access.jwt_tokens import LEEWAY, TokenRefused
 from k1node.access.models import DeniedToken, RefreshToken, TokenFamily
 from k1node.audit import trail
-from k1node.lib import sql
+from k1node.lib import origin, sql
 from k1node.lib.errors import FieldInvalid
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def exchange(text: str, *, now: datetime | None = None) -> tuple[Grant | None, s
         return None, "unknown refresh token"
     *facts, pk, stored_scopes, expires_at, used_at, family_pk, family_id, family_ended_at = row
     key = keys.known(facts)
+    origin.recognised(f"key:{key.pk}", key.name)  # by what was made with it
     if family_ended_at is not None:
         return None, f"refresh token of key {key} from a family that was revoked"
     if used_at is not None:
@@ -114,17 +115,21 @@ def revoke(text: str, *, now: datetime | None = None) -> None:
     if text.startswith(PREFIX):
         row = _row(text)
         if row is not None:
-            *_, family_pk, family_id, _ended_at = row
+            *facts, _, _, _, _, family_pk, family_id, _ended_at = row
+            key = keys.known(facts)
+            origin.recognised(f"key:{key.pk}", key.name)
             _end(family_pk, family_id, "revoked by its holder", logging.INFO, now)
         return
     try:
         token = jwt_tokens.read(text)
     except TokenRefused:
         return
+    subject, jti = str(token.claims["sub"]), token.claims.get("jti")
     with transaction.atomic():
-        jwt_tokens.deny(token, now=now)
-        trail.record("grant.revoked", str(token.claims["sub"])[:200], after={"jti": token.claims["jti"]})
-    logger.info("Access token revoked", extra={"sub": token.claims["sub"], "jti": token.claims["jti"]})
+        if not jwt_tokens.deny(token, now=now):
+            return
+        trail.record("grant.revoked", subject, after={"jti": jti}, by=subject)
+    logger.info("Access token revoked", extra={"sub": subject, "jti": jti})
 
 
 def prune(*, now: datetime) -> int:

@@ -119,11 +119,11 @@ def read(text: str) -> Token:
         raise TokenRefused(f"token not valid: {type(error).__name__}") from error
 
 
-def deny(token: Token, *, now: datetime) -> None:
-    """Refuse the token from now on, as long as it would have been good."""
+def deny(token: Token, *, now: datetime) -> bool:
+    """Refuse the token from now on, as long as it would have been good; False if it is refused already."""
     issuer, jti = token.identifier
-    row = DeniedToken(issuer=issuer, jti=jti, denied_at=now, expires_at=token.ends_at)
-    DeniedToken.objects.bulk_create([row], ignore_conflicts=True)
+    values = {"denied_at": now, "expires_at": token.ends_at}
+    return DeniedToken.objects.get_or_create(issuer=issuer, jti=jti, defaults=values)[1]
 
 
 def _read(text: str) -> Token:

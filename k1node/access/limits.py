@@ -10,7 +10,6 @@ import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import IPv6Address, ip_address, ip_network
 
 from django.conf import settings
 from django.http import HttpRequest
@@ -161,16 +160,7 @@ def verdict_on(request: HttpRequest) -> Verdict | None:
 
 def _address_bucket() -> str:
     asked_from = origin.current()
-    return f"ip:{network_of(asked_from.address if asked_from else origin.UNKNOWN)}"
-
-
-def network_of(address: str) -> str:
-    """Return what counts as one caller: an IPv4 address, or the /64 that one IPv6 subscriber has."""
-    try:
-        read = ip_address(address)
-    except ValueError:
-        return address
-    return str(ip_network((read, 64), strict=False)) if isinstance(read, IPv6Address) else address
+    return f"ip:{origin.network_of(asked_from.address if asked_from else origin.UNKNOWN)}"
 
 
 def _left(full_at: int, now: int, deep: int, interval: int) -> int:

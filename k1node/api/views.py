@@ -4,10 +4,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+from django.conf import settings
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
+from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -92,13 +93,17 @@ class ApiViewSet(ViewSet):
             if limits.verdict_on(request._request) is None:
                 limits.charge(request._request, None)
             return
-        if (asked_from := origin.current()) is not None:
-            asked_from.actor, asked_from.actor_name = request.user.identity, request.user.name
+        origin.recognised(request.user.identity, request.user.name)
         limits.charge(request._request, request.user)
 
     def check_permissions(self, request: Request) -> None:
         try:
             super().check_permissions(request)
+        except NotAuthenticated:
+            # Another scheme than Bearer, a session that is over: tried, and not even looked at.
+            if "HTTP_AUTHORIZATION" in request.META or settings.SESSION_COOKIE_NAME in request.COOKIES:
+                trail.refused(kind_of(request) + ".refused", "not a credential, or a session that is over")
+            raise
         except PermissionDenied as error:
             trail.refused("access.denied", str(error.detail), target=f"{request.method} {request.path_info}")
             raise

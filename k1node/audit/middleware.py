@@ -29,7 +29,7 @@ class OperatorMiddleware:
         if not user.is_authenticated:
             return self.get_response(request)
         name = user.get_username()
-        asked_from.actor, asked_from.actor_name = f"user:{user.pk}", name
+        origin.recognised(f"user:{user.pk}", name)
         response = self.get_response(request)
         for page, action in ACTS.items():
             if request.path_info == reverse(page) and response.status_code < 400 and self._is_done(page, response):

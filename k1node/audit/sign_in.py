@@ -20,8 +20,6 @@ class SignInForm(AdminAuthenticationForm):
             raise
         user = self.get_user()
         if user is not None:
-            asked_from = origin.current()
-            if asked_from is not None:
-                asked_from.actor, asked_from.actor_name = f"user:{user.pk}", user.get_username()
+            origin.recognised(f"user:{user.pk}", user.get_username())
             trail.record("signin.succeeded", f"user:{user.get_username()}", by=user.get_username())
         return cleaned

@@ -6,7 +6,7 @@ whoever knocks a thousand times neither fills the disk nor goes unnoticed. Once 
 record of such a row (`fold`).
 
 Who acts and from where comes from the request being answered; outside of one (the clock, a command) the actor is
-"system".
+"system", and "unknown" for a request that nobody was recognised by.
 """
 
 import logging
@@ -66,12 +66,12 @@ def record(
     `action` is "<what>.<done>", `target` "<what>:<id>"; secrets in `before` and `after` are hidden. `by` is the name
     of who acts where no request says it.
     """
-    asked_from = origin.current() or origin.Origin("", "")
+    asked_from = origin.current() or origin.Origin("", "", SYSTEM)
     at = sql.stored(now or database_now())
     row = (
         at,
         action,
-        (asked_from.actor or SYSTEM)[:150],
+        (asked_from.actor or origin.UNKNOWN)[:150],
         (asked_from.actor_name or by)[:150],
         asked_from.address,
         asked_from.request_id,
@@ -88,15 +88,22 @@ def record(
 def refused(action: str, reason: str, *, target: str = "", name: str = "") -> None:
     """Count one refusal, in a transaction of its own. Never raises: the refusal itself must be answered.
 
-    `name` is what the caller claims to be, where nobody was recognised.
+    `name` is what the caller claims to be, where nobody was recognised. One IPv6 subscriber has 2^64 addresses, so
+    there the source is their /64.
     """
     asked_from = origin.current() or origin.Origin(origin.UNKNOWN, "")
-    now = database_now()
+    try:
+        _count(action, reason, target, name, asked_from, database_now())
+    except DatabaseError:
+        logger.exception("Refusal not written to the audit log", extra={"action": action})
+
+
+def _count(action: str, reason: str, target: str, name: str, asked_from: origin.Origin, now: datetime) -> None:
     minute, at = sql.stored(now.replace(second=0, microsecond=0)), sql.stored(now)
     values = [
         minute,
         action,
-        asked_from.address,
+        origin.network_of(asked_from.address),
         asked_from.actor[:150],
         (asked_from.actor_name or name)[:150],
         reason[:500],
@@ -105,11 +112,8 @@ def refused(action: str, reason: str, *, target: str = "", name: str = "") -> No
         at,
         at,
     ]
-    try:
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute(_UPSERT, values)
-    except DatabaseError:
-        logger.exception("Refusal not written to the audit log", extra={"action": action})
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_UPSERT, values)
 
 
 def fold(*, now: datetime) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from django.http import HttpRequest
 
@@ -30,6 +30,12 @@ _current: ContextVar[Origin | None] = ContextVar("origin", default=None)
 
 def current() -> Origin | None:
     return _current.get()
+
+
+def recognised(actor: str, name: str) -> None:
+    """Note who makes the current request, if there is one."""
+    if (asked_from := _current.get()) is not None:
+        asked_from.actor, asked_from.actor_name = actor, name
 
 
 @contextmanager
@@ -61,3 +67,12 @@ def client_address(request: HttpRequest, trusted_proxies: int) -> str:
     if isinstance(read, IPv6Address) and read.ipv4_mapped:
         return str(read.ipv4_mapped)
     return str(read)
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one caller: an IPv4 address, or the /64 that one IPv6 subscriber has."""
+    try:
+        read = ip_address(address)
+    except ValueError:
+        return address
+    return str(ip_network((read, 64), strict=False)) if isinstance(read, IPv6Address) else address

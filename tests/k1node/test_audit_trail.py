@@ -325,3 +325,61 @@ def test_making_a_key_leaves_no_trace_of_it(api_client: Maker) -> None:
     _key, text = keys.issue("billing", ["scheduler:read"])
 
     assert all(text not in str(row.after) + str(row.target) for row in AuditRecord.objects.all())
+
+
+def test_one_subscriber_of_ipv6_fills_one_row_with_all_their_addresses() -> None:
+    for last in range(3):
+        with origin.of(origin.Origin(f"2001:db8::{last + 1}", "req-1")):
+            trail.refused("key.refused", "unknown key")
+
+    row = AuditRefusal.objects.get()
+    assert (row.address, row.count) == ("2001:db8::/64", 3)
+
+
+@pytest.mark.parametrize("header", ["Basic YTpi", "sk-k1n_without-a-scheme"])
+def test_what_is_no_bearer_token_is_written_down_too(header: str) -> None:
+    APIClient().get(SCHEDULES, headers={"Authorization": header})
+
+    assert sum(count for _, count in folded()) == 1
+
+
+def test_a_session_that_is_over_is_written_down_and_a_request_without_anything_is_not() -> None:
+    client = APIClient()
+    client.get(SCHEDULES)
+    assert folded() == []
+
+    client.cookies["sessionid"] = "over"
+    client.get(SCHEDULES)
+
+    assert folded() == [("session.refused", 1)]
+
+
+def test_what_comes_of_a_request_that_nobody_is_recognised_by_is_not_the_nodes_own_act(db: None) -> None:
+    with origin.of(origin.Origin("192.0.2.7", "req-1")):
+        trail.record("grant.revoked", "family:1")
+
+    assert AuditRecord.objects.get().actor == "unknown"
+
+
+def test_a_token_is_revoked_once_however_often_that_is_asked(api_client: Maker) -> None:
+    token = api_client("admin").post("/api/v2/auth/token", {}, format="json").json()
+
+    for text in (token["access_token"], token["refresh_token"]):
+        for _ in range(2):
+            APIClient().post("/api/v2/auth/revoke", {"token": text}, format="json")
+
+    rows = AuditRecord.objects.filter(action="grant.revoked").order_by("id")
+    assert len(rows) == 2
+    assert rows[1].actor.startswith("key:") and rows[1].actor_name == "test"
+
+
+def test_rights_that_are_taken_away_are_told_with_what_they_were(admin_client: Client) -> None:
+    user = User.objects.create_user("ana", is_staff=True)
+    page = f"/admin/auth/user/{user.pk}/change/"
+
+    admin_client.post(page, {"username": "ana", "date_joined_0": "2026-01-01", "date_joined_1": "0:0"})
+    admin_client.post(page.replace("change", "delete"), {"post": "yes"})
+
+    changed, deleted = AuditRecord.objects.filter(action__startswith="user.").order_by("id")
+    assert changed.before is not None and changed.before["is_staff"] is True
+    assert deleted.before is not None and deleted.before["username"] == "ana" and deleted.before["password"] == HIDDEN

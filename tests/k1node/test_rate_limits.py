@@ -21,6 +21,7 @@ from rest_framework.test import APIClient
 
 from k1node.access import buckets, keys, limits
 from k1node.access.limits import MICRO, Limit
+from k1node.lib import origin
 from k1node.lib.ids import prefixed
 from tests.databases import ON_POSTGRESQL, Rival, only_postgresql, only_sqlite
 
@@ -381,4 +382,4 @@ def test_what_a_request_costs(method: str, path: str, cost: int) -> None:
     [("192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("unknown", "unknown")],
 )
 def test_who_counts_as_one_caller(address: str, network: str) -> None:
-    assert limits.network_of(address) == network
+    assert origin.network_of(address) == network
