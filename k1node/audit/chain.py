@@ -16,17 +16,19 @@ follow), the newest blocks cut off (the checkpoint names one that is not there).
 that waited to be sealed like any other, or a cut behind the latest checkpoint: at most a minute, less where the log
 lines "Audit checkpoint" are kept elsewhere.
 
-Pruning deletes whole blocks from the oldest on, and says so in a record that is sealed in its turn; the first block
-that is left must follow what the latest such record names.
+Pruning deletes whole blocks from the oldest on, unless they do not verify, and says so in a record with a proof under
+the same key, or whoever can add a record could cut off the beginning. The first block that is left must follow what the
+latest such record names. When a block was sealed is part of its seal: pruning goes by that.
 """
 
 import hashlib
 import hmac
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from k1node.lib import sql
 logger = logging.getLogger(__name__)
 
 BLOCK_MOST = 5000  # records; what is left waits for the next block
-PRUNE_BLOCKS = 500
+PRUNE_BLOCKS = 200  # each is verified before
 LOCK = 0x6B31_6175  # of this duty on PostgreSQL
 START = "0" * 64  # what the first block follows
 PRUNED = "audit.pruned"
@@ -68,7 +70,7 @@ def seal(*, now: datetime) -> AuditBlock | None:
             last_xid=records[-1].place[0],
             last_id=records[-1].place[1],
             count=len(records),
-            hash=_hash(number, last.hash if last else START, records),
+            hash=_hash(number, last.hash if last else START, now, records),
             sealed_at=now,
         )
 
@@ -103,9 +105,9 @@ def _records(after: Place, through: Place | None, limit: int) -> Iterator[_Recor
             yield _Record((xid, pk), orjson.dumps(facts, option=orjson.OPT_SORT_KEYS))
 
 
-def _hash(number: int, previous: str, records: list[_Record]) -> str:
-    seal_ = hmac.new(settings.K1NODE_AUDIT_KEY.encode(), digestmod=hashlib.sha256)
-    seal_.update(f"{number}\n{previous}\n{len(records)}\n".encode())
+def _hash(number: int, previous: str, sealed_at: datetime, records: list[_Record]) -> str:
+    seal_ = _hmac("block")
+    seal_.update(f"{number}\n{previous}\n{_moment(sealed_at)}\n{len(records)}\n".encode())
     for record in records:
         # Each with its length, so that nothing can move from one into the next.
         seal_.update(f"{record.place[0]} {len(record.content)}\n".encode())
@@ -113,9 +115,20 @@ def _hash(number: int, previous: str, records: list[_Record]) -> str:
     return seal_.hexdigest()
 
 
+def _proof(through: int, seal_: str, place: Place) -> str:
+    """Return what nobody without the key can write into a record of pruning."""
+    proof = _hmac("pruned")
+    proof.update(f"{through}\n{seal_}\n{place[0]} {place[1]}\n".encode())
+    return proof.hexdigest()
+
+
+def _hmac(purpose: str) -> hmac.HMAC:
+    return hmac.new(settings.K1NODE_AUDIT_KEY.encode(), f"{purpose}\n".encode(), hashlib.sha256)
+
+
 def _moment(value: Any) -> str | None:
     at = sql.moment(value)
-    return None if at is None else at.isoformat()
+    return None if at is None else at.astimezone(UTC).isoformat()
 
 
 def _parsed(value: Any) -> Any:
@@ -202,7 +215,8 @@ def read_checkpoint() -> Checkpoint | None:
 def prune(before: datetime, *, now: datetime) -> int:
     """Delete the oldest blocks that were sealed before `before`, with their records; return how many records.
 
-    The newest block is kept, whatever its age: the next one follows it.
+    The newest block is kept, whatever its age: the next one follows it. What does not verify is kept too, for whoever
+    has to find out why.
     """
     if not AuditBlock.objects.filter(sealed_at__lt=before).exists():
         return 0
@@ -210,11 +224,18 @@ def prune(before: datetime, *, now: datetime) -> int:
     def work() -> int:
         if sql.is_postgresql() and not _locked():
             return 0
-        blocks = _oldest(before)
-        if not blocks:
+        pruned = _pruned()
+        follows, place = (pruned.seal, pruned.place) if pruned else (START, (0, 0))
+        last, ids = None, list[int]()
+        for block in _oldest(before):
+            records = list(_records(place, _place(block), BLOCK_MOST + 1))
+            if not _fits(block, follows, records):
+                logger.error("Audit log not pruned: a block does not verify", extra={"block": block.number})
+                break
+            last, follows, place = block, block.hash, _place(block)
+            ids += [record.place[1] for record in records]
+        if last is None:
             return 0
-        last = blocks[-1]
-        ids = [record.place[1] for record in _records((0, 0), _place(last), sum(block.count for block in blocks))]
         AuditPruning.objects.create(through=last.number)
         AuditRecord.objects.filter(pk__in=ids).delete()
         AuditBlock.objects.filter(number__lte=last.number).delete()
@@ -222,7 +243,12 @@ def prune(before: datetime, *, now: datetime) -> int:
         trail.record(
             PRUNED,
             f"block:{last.number}",
-            after={"through": last.number, "seal": last.hash, "place": [last.last_xid, last.last_id]},
+            after={
+                "through": last.number,
+                "seal": last.hash,
+                "place": list(place),
+                "proof": _proof(last.number, last.hash, place),
+            },
             count=len(ids),
             now=now,
         )
@@ -272,12 +298,36 @@ UNSEALED_MOST = 10_000
 
 def verify(*marks: Checkpoint) -> Report:
     """Walk the whole chain, one block's records at a time. `marks` are blocks that there must be, unless pruned."""
+    with _one_moment():
+        return _verify(marks)
+
+
+@contextmanager
+def _one_moment() -> Iterator[None]:
+    """See the database as it is now, whatever others commit: pruning must not look like a removal."""
+    if connection.in_atomic_block:
+        yield
+    elif sql.is_postgresql():
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+    else:
+        with connection.cursor() as cursor:
+            # Not Django's transaction, which would keep everybody else from writing.
+            cursor.execute("BEGIN DEFERRED")
+            try:
+                yield
+            finally:
+                cursor.execute("ROLLBACK")
+
+
+def _verify(marks: Sequence[Checkpoint]) -> Report:
     report, findings = Report(), list[Finding]()
     report.findings = findings
     pruned = _pruned()
     follows, place, number = START, (0, 0), 0
     if pruned is not None:
-        number, follows, place = pruned.number, pruned.hash, _pruned_place()
+        number, follows, place = pruned.number, pruned.seal, pruned.place
         if any(_records((0, 0), place, 1)):
             findings.append(Finding("there are records from before what was pruned: they were added later"))
     wanted = {mark.number: mark for mark in marks}
@@ -292,11 +342,11 @@ def verify(*marks: Checkpoint) -> Report:
         if len(records) != block.count:
             what = "removed" if len(records) < block.count else "added"
             findings.append(Finding(f"has {len(records)} records instead of {block.count}: {what}", block.number))
-        elif _hash(block.number, follows, records) != block.hash:
+        elif not _fits(block, follows, records):
             findings.append(
                 Finding(
-                    f"does not fit its records or the block before it: changed or moved, among the records"
-                    f" {records[0].place[1]} to {records[-1].place[1]}",
+                    "does not fit its records or the block before it: changed or moved, among the records"
+                    f" {place[1] + 1} to {block.last_id}",
                     block.number,
                 )
             )
@@ -317,21 +367,31 @@ def verify(*marks: Checkpoint) -> Report:
     return report
 
 
-def _pruned_record() -> AuditRecord | None:
-    return AuditRecord.objects.filter(action=PRUNED, actor=trail.SYSTEM).order_by("-id").first()
+@dataclass(frozen=True, slots=True)
+class _Pruned:
+    """The last block that pruning has deleted."""
+
+    number: int
+    seal: str
+    place: Place
 
 
-def _pruned() -> Checkpoint | None:
-    """Return the last block that pruning has deleted, as the latest record about it says."""
-    found = _pruned_record()
-    return Checkpoint(found.after["through"], found.after["seal"]) if found and found.after else None
+def _pruned() -> _Pruned | None:
+    """Return what the latest record of pruning says, of those that the node itself has written."""
+    for said in AuditRecord.objects.filter(action=PRUNED).order_by("-id").values_list("after", flat=True).iterator():
+        try:
+            through, seal_, (xid, pk) = said["through"], said["seal"], said["place"]
+            if hmac.compare_digest(said["proof"], _proof(through, seal_, (xid, pk))):
+                return _Pruned(through, seal_, (xid, pk))
+        except (KeyError, TypeError, ValueError):
+            continue  # forged, and so told by the blocks that are not there
+    return None
 
 
-def _pruned_place() -> Place:
-    found = _pruned_record()
-    assert found is not None and found.after is not None
-    xid, pk = found.after["place"]
-    return int(xid), int(pk)
+def _fits(block: AuditBlock, follows: str, records: list[_Record]) -> bool:
+    return len(records) == block.count and hmac.compare_digest(
+        _hash(block.number, follows, block.sealed_at, records), block.hash
+    )
 
 
 def is_late(report: Report, *, now: datetime, after: timedelta = timedelta(minutes=1)) -> bool:

@@ -81,6 +81,7 @@ def test_nothing_new_is_no_block(sealed: datetime) -> None:
         pytest.param(f"DELETE FROM {BLOCK} WHERE number = 1", "2:.*missing", id="of the first seal"),
         pytest.param(f"UPDATE {BLOCK} SET count = 1 WHERE number = 1", "1:.*added", id="of a seal's count"),
         pytest.param(f"UPDATE {BLOCK} SET hash = '{'a' * 64}' WHERE number = 2", "2:.*changed", id="of a seal's hash"),
+        pytest.param(f"UPDATE {BLOCK} SET sealed_at = '2020-01-01' WHERE number = 1", "1:.*changed", id="of its age"),
         pytest.param(
             f"UPDATE {RECORD} SET target = CASE target WHEN 'schedule:d' THEN 'schedule:e' ELSE 'schedule:d' END"
             " WHERE target IN ('schedule:d', 'schedule:e')",
@@ -225,6 +226,58 @@ def test_a_cut_at_the_beginning_is_not_taken_for_pruning(sealed: datetime, now: 
     tampered("DELETE FROM audit_auditblock WHERE number = 2")
 
     assert "3: blocks 2 to 2 are missing" in texts(chain.verify())
+
+
+def test_a_cut_at_the_beginning_with_a_record_that_says_pruning_is_found(sealed: datetime, now: datetime) -> None:
+    second = AuditBlock.objects.get(number=2)
+    said = {"through": 2, "seal": second.hash, "place": [second.last_xid, second.last_id]}
+    trail.record(chain.PRUNED, "block:2", after=said, now=now)
+    trail.record(chain.PRUNED, "block:2", after={**said, "proof": "0" * 64}, now=now)
+    trail.record(chain.PRUNED, "block:2", after={"through": "nonsense"}, now=now)
+    tampered("DELETE FROM audit_auditrecord WHERE target IN ('schedule:a', 'schedule:b', 'schedule:c')")
+    tampered("DELETE FROM audit_auditblock WHERE number <= 2")
+    chain.seal(now=sealed)
+
+    assert "3: blocks 1 to 2 are missing" in texts(chain.verify())
+
+
+def test_what_does_not_verify_is_not_pruned_away(sealed: datetime, now: datetime) -> None:
+    tampered("UPDATE audit_auditblock SET sealed_at = '2020-01-01' WHERE number <= 2")
+
+    assert chain.prune(now - timedelta(days=365), now=sealed) == 0
+    assert AuditBlock.objects.count() == 3
+
+
+def test_pruning_again_goes_on_where_it_stopped(sealed: datetime, now: datetime) -> None:
+    assert chain.prune(now + timedelta(seconds=1), now=sealed) == 2
+    assert chain.prune(now + timedelta(seconds=2), now=sealed) == 1
+    chain.seal(now=sealed)
+
+    assert chain.verify().is_sound
+
+
+def test_a_block_without_records_is_found(sealed: datetime) -> None:
+    tampered("DELETE FROM audit_auditrecord WHERE target = 'schedule:c'")
+    tampered("UPDATE audit_auditblock SET count = 0 WHERE number = 2")
+
+    assert "2: does not fit" in texts(chain.verify())
+
+
+def test_pruning_while_it_is_verified_is_not_taken_for_a_removal(
+    sealed: datetime, now: datetime, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = chain._fits
+
+    def and_then_the_clock_prunes(*args: Any) -> bool:
+        monkeypatch.setattr(chain, "_fits", fits)
+        assert rival.do(chain.prune, now + timedelta(seconds=2), now=sealed) == 3
+        rival.do(chain.seal, now=sealed)
+        return fits(*args)
+
+    monkeypatch.setattr(chain, "_fits", and_then_the_clock_prunes)
+
+    assert texts(chain.verify()) == ""
+    assert texts(chain.verify()) == ""
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
