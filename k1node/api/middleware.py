@@ -54,8 +54,9 @@ class RequestIdMiddleware:
     def _answered(self, request: HttpRequest, identity: str, started: float) -> HttpResponseBase:
         response = self.get_response(request)
         response[HEADER] = identity
-        if response.status_code == 304:
-            del response["Content-Length"]  # Django counts the empty body; the header would be about the full answer's
+        if response.status_code in (204, 304):
+            # Django counts the empty body. At a 304 that would be about the full answer's, at a 204 it must not be.
+            del response["Content-Length"]
         if is_api(request.path_info):
             # Answers depend on who asks: no cache on the way may keep one.
             response.headers.setdefault("Cache-Control", "no-store")

@@ -378,7 +378,9 @@ class _Pruned:
 
 def _pruned() -> _Pruned | None:
     """Return what the latest record of pruning says, of those that the node itself has written."""
-    for said in AuditRecord.objects.filter(action=PRUNED).order_by("-id").values_list("after", flat=True).iterator():
+    found = AuditRecord.objects.filter(action=PRUNED, after__isnull=False).order_by("-id")
+    said: Any
+    for said in found.values_list("after", flat=True).iterator(chunk_size=100):
         try:
             through, seal_, (xid, pk) = said["through"], said["seal"], said["place"]
             if hmac.compare_digest(said["proof"], _proof(through, seal_, (xid, pk))):
