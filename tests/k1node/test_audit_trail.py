@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.db import transaction
 from django.test import Client
 from rest_framework.test import APIClient
@@ -383,3 +384,20 @@ def test_rights_that_are_taken_away_are_told_with_what_they_were(admin_client: C
     changed, deleted = AuditRecord.objects.filter(action__startswith="user.").order_by("id")
     assert changed.before is not None and changed.before["is_staff"] is True
     assert deleted.before is not None and deleted.before["username"] == "ana" and deleted.before["password"] == HIDDEN
+
+
+def test_users_made_and_passwords_set_by_commands_are_written_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", "correct horse 7")
+    call_command("createsuperuser", "--noinput", username="root", email="root@example.org")
+    monkeypatch.setattr("getpass.getpass", lambda *args, **kwargs: "battery staple 8")
+    call_command("changepassword", "root")
+
+    rows = AuditRecord.objects.order_by("id").values_list("action", "target", "actor", "actor_name")
+    assert list(rows) == [
+        ("user.created", "user:root", "system", "createsuperuser"),
+        ("password.changed", "user:root", "system", "changepassword"),
+    ]
+    assert "correct" not in str(list(AuditRecord.objects.values()))
+    assert User.objects.get().check_password("battery staple 8")
