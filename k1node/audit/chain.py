@@ -143,6 +143,20 @@ def _place(block: AuditBlock | None) -> Place:
     return (block.last_xid, block.last_id) if block else (0, 0)
 
 
+AHEAD = (
+    "the log comes from a server with higher transaction numbers than this one: what is new here would lie before what"
+    " is sealed; docs/operations.md says how a database moves to another server"
+)
+
+
+def _is_ahead_of_server(block: AuditBlock | None) -> bool:
+    if block is None or not sql.is_postgresql():
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        return bool(block.last_xid >= cursor.fetchone()[0])
+
+
 def _exist_after(place: Place) -> bool:
     with connection.cursor() as cursor:
         where, values = "id > %s", [str(place[1])]
@@ -189,6 +203,8 @@ def write_checkpoint() -> Checkpoint | None:
     """
     last = _last_block()
     noted = read_checkpoint()
+    if _is_ahead_of_server(last):
+        logger.error("Audit log cannot be sealed", extra={"reason": AHEAD})
     if last is None or (noted is not None and noted.number >= last.number):
         return None
     mark = Checkpoint(last.number, last.hash)
@@ -355,6 +371,8 @@ def _verify(marks: Sequence[Checkpoint]) -> Report:
             findings.append(Finding("is not the block that the checkpoint names: written anew", block.number))
         number, follows, place = block.number, block.hash, _place(block)
     report.newest = Checkpoint(number, follows) if number else None
+    if _is_ahead_of_server(_last_block()):
+        findings.append(Finding(AHEAD))
     for mark in wanted.values():
         if mark.number > number:
             findings.append(

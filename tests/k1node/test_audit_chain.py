@@ -280,6 +280,18 @@ def test_pruning_while_it_is_verified_is_not_taken_for_a_removal(
     assert texts(chain.verify()) == ""
 
 
+@only_postgresql
+def test_a_log_from_a_server_with_higher_transaction_numbers_is_told(
+    sealed: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    tampered("UPDATE audit_auditblock SET last_xid = 1000000000000 WHERE number = 3")
+
+    chain.write_checkpoint()
+
+    assert "comes from a server with higher transaction numbers" in texts(chain.verify())
+    assert "Audit log cannot be sealed" in caplog.text
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 def said_by_command(*arguments: str) -> tuple[int, str]:
     out = StringIO()
