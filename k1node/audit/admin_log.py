@@ -38,7 +38,8 @@ class AuditedAdmin(Base):
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
         # What was chosen, not only which fields were: who may do what is decided in these forms.
-        after = {name: _plain(form.cleaned_data[name]) for name in form.changed_data if name in form.cleaned_data}
+        # The form for a new password says "password" of its two fields.
+        after = {name: _plain(form.cleaned_data.get(name, "changed")) for name in form.changed_data}
         before = None if add else {name: _plain(form.initial.get(name)) for name in after}
         request._audited = before, after  # type: ignore[attr-defined]
         return construct_change_message(form, formsets, add)

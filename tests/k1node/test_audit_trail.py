@@ -229,6 +229,16 @@ def test_rights_given_on_the_console_are_written_down_without_passwords(admin_cl
     assert "secret" not in str(row.after)
 
 
+def test_a_password_that_an_administrator_sets_is_written_down_as_that(admin_client: Client) -> None:
+    user = User.objects.create_user("ana", password="secret words 9")
+    given = {"password1": "correct horse 7", "password2": "correct horse 7"}
+
+    admin_client.post(f"/admin/auth/user/{user.pk}/password/", given)
+
+    row = AuditRecord.objects.get(action="user.updated")
+    assert (row.target, row.after) == ("user:ana", {"password": HIDDEN})
+
+
 def test_a_deleted_user_is_written_down(admin_client: Client) -> None:
     user = User.objects.create_user("ana")
 
