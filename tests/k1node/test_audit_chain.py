@@ -15,7 +15,7 @@ from pytest_django import Settings
 from k1node.audit import chain, trail
 from k1node.audit.chain import Checkpoint
 from k1node.audit.models import AuditBlock, AuditRecord
-from tests.databases import ON_POSTGRESQL, Rival, only_postgresql
+from tests.databases import ON_POSTGRESQL, Rival, only_postgresql, only_sqlite
 
 RECORD, BLOCK = "audit_auditrecord", "audit_auditblock"
 
@@ -158,6 +158,15 @@ def test_the_checkpoint_never_goes_back(sealed: datetime) -> None:
 def test_the_log_only_grows(sealed: datetime, change: Callable[[], object]) -> None:
     with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
         change()
+
+    assert chain.verify().is_sound
+
+
+@only_sqlite
+@pytest.mark.parametrize(("table", "key"), [(RECORD, "id"), (BLOCK, "number")])
+def test_nothing_is_replaced_by_an_insert(sealed: datetime, table: str, key: str) -> None:
+    with pytest.raises(DatabaseError, match="append-only"), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table} ORDER BY {key} LIMIT 1")
 
     assert chain.verify().is_sound
 

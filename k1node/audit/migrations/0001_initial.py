@@ -45,6 +45,13 @@ def refuse_changes(apps, schema_editor):
             " WHEN NOT EXISTS (SELECT 1 FROM audit_auditpruning)"
             " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
         )
+        # INSERT OR REPLACE deletes without a word to the trigger above.
+        key = "number" if table == "audit_auditblock" else "id"
+        schema_editor.execute(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table}"
+            f" WHEN EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key})"
+            " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+        )
 
 
 def allow_changes(apps, schema_editor):
@@ -53,7 +60,7 @@ def allow_changes(apps, schema_editor):
         schema_editor.execute("DROP FUNCTION audit_refuse() CASCADE")
         return
     for table in TABLES:
-        for name in ("no_update", "no_delete"):
+        for name in ("no_update", "no_delete", "no_replace"):
             schema_editor.execute(f"DROP TRIGGER {table}_{name}")
 
 
