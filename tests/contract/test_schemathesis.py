@@ -4,6 +4,7 @@ To look further than one run does, give it another seed and more time:
     schemathesis --config-file tests/contract/schemathesis.toml run docs/openapi.json --url … --max-examples 500
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from k1node.api.renderers import JSON_V2
 from k1node.management.commands.openapi import DOCUMENT
 from tests.node.running import PROJECT, RunningNode
 
@@ -19,6 +21,18 @@ pytestmark = pytest.mark.contract
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 EXAMPLES = 5
 SECONDS = 600  # it takes about 90 where nothing else runs
+WORKERS = 1  # Python 3.11 parses source in one thread at a time, and Hypothesis parses to describe what it draws
+
+
+def written_once(folder: Path) -> Path:
+    """Return the document with each request's body in plain JSON alone: sent under two names it finds nothing more."""
+    told = json.loads(DOCUMENT.read_bytes())
+    for item in told["paths"].values():
+        for operation in item.values():
+            operation.get("requestBody", {}).get("content", {}).pop(JSON_V2, None)
+    path = folder / "openapi.json"
+    path.write_text(json.dumps(told))
+    return path
 
 
 def own_key(node: RunningNode) -> str:
@@ -27,12 +41,13 @@ def own_key(node: RunningNode) -> str:
     return str(answer["api_keys"][-1]["key_id"])
 
 
-def test_schemathesis_finds_nothing(contract_node: RunningNode) -> None:
+def test_schemathesis_finds_nothing(contract_node: RunningNode, tmp_path: Path) -> None:
     command = [
         *(Path(sys.executable).parent / "schemathesis", "--config-file", CONFIGURATION),
-        *("run", DOCUMENT, "--url", f"http://127.0.0.1:{contract_node.port}/api/v2"),
+        *("run", written_once(tmp_path), "--url", f"http://127.0.0.1:{contract_node.port}/api/v2"),
         *("--header", f"Authorization: Bearer {contract_node.key}"),
-        *("--checks", "all", "--max-examples", EXAMPLES, "--workers", 2, "--warnings", "off"),
+        *("--checks", "all", "--max-examples", EXAMPLES, "--workers", WORKERS, "--warnings", "off"),
+        *("--phases", os.environ.get("K1_CONTRACT_PHASES", "examples,coverage,fuzzing,stateful")),
     ]
 
     done = subprocess.run(
