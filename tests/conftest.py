@@ -125,6 +125,17 @@ def _one_look_at_the_static_files() -> None:
     WhiteNoiseMiddleware.add_files_from_finders = add
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _limits_in_their_file() -> None:
+    """Count requests in the file that SQLite's nodes have: so no test needs a database, or has a query, for that alone.
+
+    Tests of the limits take the table that PostgreSQL's nodes have.
+    """
+    from k1node.access import buckets
+
+    buckets.is_postgresql = lambda: False  # type: ignore[assignment, attr-defined]
+
+
 @pytest.fixture
 def now() -> datetime:
     """Return a fixed moment: a Wednesday, with microseconds."""

@@ -23,6 +23,7 @@ from k1node.access import buckets, keys, limits
 from k1node.access.limits import MICRO, Limit
 from k1node.lib import origin
 from k1node.lib.ids import prefixed
+from k1node.lib.sql import is_postgresql
 from tests.databases import ON_POSTGRESQL, Rival, only_postgresql, only_sqlite
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -34,9 +35,10 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def _own_file(tmp_path: Path, settings: Settings) -> None:
-    """Give each test buckets that nobody has taken from, at a moment of its own."""
+def _own_buckets(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test buckets that nobody has taken from, where a node of this database has them."""
     settings.K1NODE_DATA = tmp_path
+    monkeypatch.setattr(buckets, "is_postgresql", is_postgresql)
 
 
 # --- the arithmetic -----------------------------------------------------------------------------------------------
