@@ -40,6 +40,14 @@ def until(check: Callable[[], Any], *, within: float = HEALS_WITHIN, what: str =
         time.sleep(0.1)
 
 
+# What nodes of one PostgreSQL share and must be given.
+SECRETS = {
+    "SECRET_KEY": "only-for-tests-" + "0123456789abcdef" * 3,
+    "JWT_SECRET": "only-for-tests-of-tokens-" + "fedcba9876543210" * 3,
+    "K1NODE_AUDIT_KEY": "only-for-tests-of-the-log-" + "02468ace13579bdf" * 3,
+}
+
+
 @dataclass
 class RunningNode:
     data: Path
@@ -219,7 +227,7 @@ def running_node(folder: Path, **settings: str) -> Iterator[RunningNode]:
     if databases.ON_POSTGRESQL and "DB_HOST" not in settings:
         with (
             databases.fresh() as database,
-            running_node(folder, **database, SECRET_KEY="only-for-tests-" + "0123456789abcdef" * 3, **settings) as node,
+            running_node(folder, **database, **SECRETS, **settings) as node,
         ):
             yield node
         return

@@ -21,6 +21,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNod
         folder = tmp_path_factory.mktemp("nodes")
         secret = {
             "SECRET_KEY": "the same on both nodes, as any cluster needs it to be",
+            "JWT_SECRET": "and this one, so that each takes the tokens of the other",
             "K1NODE_AUDIT_KEY": "this one too, so that each can check what the other sealed",
         }
         with (
