@@ -14,25 +14,19 @@ A clock set back leaves moments far ahead. Twice as far as a bucket is deep no t
 counts as full.
 """
 
-import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 
+from k1node.lib import sqlite_file
 from k1node.lib.sql import is_postgresql
 
-logger = logging.getLogger(__name__)
-
 TABLE = "access_ratebucket"
-BUSY_SECONDS = 5.0
 
 
 class Unusable(Exception):
@@ -112,13 +106,16 @@ _TAKE_POSTGRESQL = f"""
 
 def _take_postgresql(name: str, values: dict[str, Any], now: int | None) -> Level:
     values["now"] = now
-    with connection.cursor() as cursor:
-        cursor.execute(_TAKE_POSTGRESQL, values)
-        row = cursor.fetchone()
-        if row:
-            return Level(True, *row)
-        cursor.execute(f"SELECT {_NOW_POSTGRESQL}, hour, burst FROM {TABLE} WHERE name = %(name)s", values)
-        row = cursor.fetchone()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(_TAKE_POSTGRESQL, values)
+            row = cursor.fetchone()
+            if row:
+                return Level(True, *row)
+            cursor.execute(f"SELECT {_NOW_POSTGRESQL}, hour, burst FROM {TABLE} WHERE name = %(name)s", values)
+            row = cursor.fetchone()
+    except (OperationalError, InterfaceError) as error:
+        raise Unusable(str(error)) from error
     return _refused(row, values)
 
 
@@ -134,13 +131,10 @@ _TAKE_SQLITE = f"""
     WHERE ({_side_sqlite("hour")}) - :hour_deep <= :now AND ({_side_sqlite("burst")}) - :burst_deep <= :now
     RETURNING :now, hour, burst
 """
-_SCHEMA_SQLITE = """
-    PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = NORMAL;
-    CREATE TABLE IF NOT EXISTS bucket (name TEXT PRIMARY KEY, hour INTEGER NOT NULL, burst INTEGER NOT NULL)
-    WITHOUT ROWID;
-"""
-_local = threading.local()
+_SCHEMA_SQLITE = (
+    "CREATE TABLE IF NOT EXISTS bucket (name TEXT PRIMARY KEY, hour INTEGER NOT NULL, burst INTEGER NOT NULL)"
+    " WITHOUT ROWID",
+)
 
 
 def _take_sqlite(name: str, values: dict[str, Any], now: int | None) -> Level:
@@ -161,38 +155,8 @@ def _refused(row: Sequence[int] | None, values: dict[str, Any]) -> Level:
 
 
 def _on_sqlite(statement: str, values: dict[str, Any]) -> tuple[list[Any], int]:
-    """Run one statement on this thread's connection; return its rows and how many it changed. Raises Unusable."""
-    path = settings.K1NODE_DATA / "limits.sqlite3"
-    for again in (True, False):
-        try:
-            cursor = _sqlite(path).execute(statement, values)
-            return cursor.fetchall(), cursor.rowcount
-        except sqlite3.OperationalError as error:
-            raise Unusable(str(error)) from error
-        except sqlite3.DatabaseError as error:
-            # Not a database (any more). Nothing in it is worth keeping: buckets begin full.
-            _forget_connection()
-            if not again:
-                raise Unusable(str(error)) from error
-            logger.warning("Rate limits begin anew: their file was damaged", extra={"reason": str(error)})
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(OSError):
-                    path.with_name(path.name + suffix).unlink()
-    raise AssertionError("unreachable")
-
-
-def _sqlite(path: Path) -> sqlite3.Connection:
-    db: sqlite3.Connection | None = getattr(_local, "connection", None)
-    if db is None or _local.path != path:
-        _forget_connection()
-        db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        _local.connection, _local.path = db, path
-        db.executescript(_SCHEMA_SQLITE)
-    return db
-
-
-def _forget_connection() -> None:
-    db: sqlite3.Connection | None = getattr(_local, "connection", None)
-    if db is not None:
-        _local.connection = None
-        db.close()
+    """Run one statement; return its rows and how many it changed. Raises Unusable."""
+    try:
+        return sqlite_file.run(settings.K1NODE_DATA / "limits.sqlite3", _SCHEMA_SQLITE, statement, values)
+    except sqlite3.Error as error:
+        raise Unusable(str(error)) from error

@@ -144,8 +144,8 @@ def charge(request: HttpRequest, principal: Principal | None) -> None:
     try:
         verdict = take(bucket, cost_of(request.method or "", request.path_info), limit)
     except buckets.Unusable as error:
-        # A file that only counts requests must not take the node's API down with it.
-        logger.error("Rate limits not enforced: their file is not usable", extra={"reason": str(error)})
+        # What only counts requests must not take the node's API down with it.
+        logger.error("Rate limits not enforced: requests cannot be counted", extra={"reason": str(error)})
         return
     request.rate_limit = verdict  # type: ignore[attr-defined]
     if not verdict.allowed:

@@ -1,6 +1,6 @@
 """How often one may try at the doors that people and their apps come through: the sign-in page and /oauth/*.
 
-django-ratelimit counts, in fixed windows, in the shared cache; one cannot be counted is turned away. The API itself
+django-ratelimit counts, in fixed windows, in the shared cache; whoever cannot be counted is turned away. The API itself
 has limits of its own.
 """
 

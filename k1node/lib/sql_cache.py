@@ -8,25 +8,23 @@ Numbers can be counted, everything else is kept as JSON: nothing that is read ba
 import json
 import logging
 import math
-import os
 import random
 import sqlite3
-import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.db import DatabaseError, connection
 
-from k1node.lib import sql
+from k1node.lib import sql, sqlite_file
 
 logger = logging.getLogger(__name__)
 
 TABLE = "k1node_cache"
 COLUMNS = "key TEXT PRIMARY KEY, number BIGINT, value TEXT, expires_at DOUBLE PRECISION NOT NULL"  # Unix seconds
 INDEX = f"CREATE INDEX IF NOT EXISTS {TABLE}_expires_at ON {TABLE} (expires_at)"  # for _forget_some
-FILE_TIMEOUT = 5  # seconds that a statement may wait for another process
-OPENING_TRIES = 100
+SCHEMA = (f"CREATE TABLE IF NOT EXISTS {TABLE} ({COLUMNS})", INDEX)
 FORGET_AT_ONCE = 1000
 
 PUT = f"""
@@ -53,7 +51,7 @@ class SqlCache(BaseCache):
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
         super().__init__(params)
-        self._file = str(location)
+        self._file = Path(location)
 
     def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         key = self.make_and_validate_key(key, version=version)
@@ -104,40 +102,10 @@ class SqlCache(BaseCache):
                 with connection.cursor() as cursor:
                     cursor.execute(statement, values)
                     return cursor.fetchall() if cursor.description else []
-            return _connection(self._file).execute(statement.replace("%s", "?"), values).fetchall()
+            return sqlite_file.run(self._file, SCHEMA, statement.replace("%s", "?"), values)[0]
         except (DatabaseError, sqlite3.Error):
             logger.warning("The cache did not answer", exc_info=True)
             return []
-
-
-_mine = threading.local()  # Django may make a cache object for each request; a thread keeps its connections
-
-
-def _connection(file: str) -> sqlite3.Connection:
-    """Return this thread's connection to the file; one from before a fork is left to the parent."""
-    if getattr(_mine, "pid", 0) != os.getpid():
-        _mine.pid, _mine.connections = os.getpid(), {}
-    found: sqlite3.Connection | None = _mine.connections.get(file)
-    if found is None:
-        found = _mine.connections[file] = _opened(file)
-    return found
-
-
-def _opened(file: str) -> sqlite3.Connection:
-    opened = sqlite3.connect(file, timeout=FILE_TIMEOUT, isolation_level=None)
-    for remaining in reversed(range(OPENING_TRIES)):
-        try:
-            opened.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError:
-            # Changing the mode does not wait for whoever is changing it at the same moment.
-            if not remaining:
-                raise
-            time.sleep(0.02)
-    opened.execute("PRAGMA synchronous=OFF")  # counts of the last minutes need not survive a power cut
-    opened.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({COLUMNS})")
-    opened.execute(INDEX)
-    return opened
 
 
 def _stored(value: Any) -> tuple[int | None, str | None]:

@@ -234,6 +234,23 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     assert limits.take("key:1", 1, DESIGN).remaining == 998
 
 
+@only_postgresql
+@pytest.mark.django_db(transaction=True)
+def test_a_server_that_does_not_answer_is_told_apart_from_a_refusal(rival: Rival) -> None:
+    limits.take("key:1", 1, DESIGN)
+    rival.execute("BEGIN")
+    rival.execute(f"UPDATE {buckets.TABLE} SET burst = burst WHERE name = 'key:1'")
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 100")
+    try:
+        with pytest.raises(buckets.Unusable):
+            limits.take("key:1", 1, DESIGN)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET statement_timeout")
+        rival.execute("ROLLBACK")
+
+
 # --- over HTTP ----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def few(settings: Settings) -> None:
