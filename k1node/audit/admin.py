@@ -46,7 +46,7 @@ class AddressFilter(_Filter):
 
 
 def times(row: AuditRecord) -> str:
-    return f"{row.count:,}×" if row.count > 1 else ""
+    return f"{row.count:,}×"
 
 
 @admin.register(AuditRecord)
