@@ -188,6 +188,20 @@ def test_changes_that_cannot_be(client: APIClient, change: dict[str, Any], field
     assert (before.name, before.scopes, before.allowed_cidrs) == ("a", ["scheduler:write"], [])
 
 
+def test_a_change_can_name_the_state_it_was_made_for(client: APIClient) -> None:
+    path = f"{KEYS}/{keys.issue('billing', ['scheduler:read'])[0].public_id}"
+    read = client.get(path)
+    assert client.get(path, headers={"If-None-Match": read["ETag"]}).status_code == 304
+
+    first = client.patch(path, {"name": "b"}, format="json", headers={"If-Match": read["ETag"]})
+    second = client.patch(path, {"name": "c"}, format="json", headers={"If-Match": read["ETag"]})
+    ended = client.delete(path, headers={"If-Match": read["ETag"]})
+
+    assert (first.status_code, second.status_code, ended.status_code) == (200, 412, 412)
+    assert client.get(path).json()["name"] == "b"
+    assert client.delete(path, headers={"If-Match": first["ETag"]}).status_code == 204
+
+
 def test_an_end_may_move_either_way_but_not_that_of_a_rotated_key(client: APIClient) -> None:
     key, _ = keys.issue("a", ["scheduler:read"])
     path = f"{KEYS}/{key.public_id}"

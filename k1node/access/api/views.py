@@ -131,6 +131,8 @@ class ApiKeyViewSet(ApiViewSet):
     tags = TAGS
     list_key = "api_keys"
     list_name = "ApiKeyList"
+    conditional_actions = {"get", "update", "delete_key"}
+    settings_fields = keys.CHANGEABLE
     # Of the answers: shown once, and not again when an answer is repeated.
     secret_fields = ("key",)
 
@@ -152,7 +154,8 @@ class ApiKeyViewSet(ApiViewSet):
     def get(self, request: Request, key_id: str) -> Response:
         """Get an API key"""
         self.query()
-        return Response(ApiKeyOutput(self._key(key_id)).data)
+        key = self._key(key_id)
+        return self.tagged(key, Response(ApiKeyOutput(key).data))
 
     @extend_schema(
         parameters=[LOCATION], request=ApiKeyInput, responses={201: OpenApiResponse(NewApiKeyOutput, "Key made")}
@@ -175,7 +178,9 @@ class ApiKeyViewSet(ApiViewSet):
         another key. `expires_at` may move either way, but must lie ahead; that of a rotated key can only come sooner.
         409 for a key that is revoked or expired.
         """
-        return Response(ApiKeyOutput(keys.change(self._key(key_id), self.validated(ApiKeyUpdate))).data)
+        key, body = self._key(key_id), self.validated(ApiKeyUpdate)
+        changed = self.guarded(ApiKey.objects.filter(pk=key.pk), lambda: keys.change(key, body))
+        return self.tagged(changed, Response(ApiKeyOutput(changed).data))
 
     @extend_schema(
         parameters=[LOCATION], request=RotateInput, responses={201: OpenApiResponse(NewApiKeyOutput, "The new key")}
@@ -206,7 +211,8 @@ class ApiKeyViewSet(ApiViewSet):
         Its row stays, so that what it did can be told from what others did.
         """
         self.query()
-        keys.revoke(self._key(key_id))
+        key = self._key(key_id)
+        self.guarded(ApiKey.objects.filter(pk=key.pk), lambda: keys.revoke(key))
         return gone()
 
     def _key(self, key_id: str) -> ApiKey:
