@@ -7,7 +7,6 @@ from django_q import admin as django_q_admin
 from oauth2_provider import admin as oauth_admin
 
 from k1node.audit.admin_log import AuditedAdmin
-from k1node.audit.sign_in import SignInForm
 from k1node.lib.admin_base import SET_UP, ConsoleAdmin
 
 admin.site.site_header = "K1.Node"
@@ -15,7 +14,6 @@ admin.site.site_title = "K1.Node"
 admin.site.index_title = "Overview"
 admin.site.site_url = None
 admin.site.enable_nav_sidebar = False
-admin.site.login_form = SignInForm
 
 # Importing the modules has registered their models. The task table is the queue: django-q2's own tables are empty.
 HIDDEN_APPS = {User._meta.app_label, django_q_admin.Schedule._meta.app_label}
