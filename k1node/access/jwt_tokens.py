@@ -113,7 +113,9 @@ def read(text: str) -> Token:
     if len(text) > LONGEST or not SHAPE.fullmatch(text):
         raise TokenRefused("token too long or in another form")
     try:
-        return _read(text)
+        token = _read(text)
+        _ = token.ends_at  # which must be a moment that there is
+        return token
     # Beside its own errors the library lets those of Python pass where a token is odd enough.
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise TokenRefused(f"token not valid: {type(error).__name__}") from error
@@ -137,6 +139,9 @@ def _read(text: str) -> Token:
         return _read_of_others(text, header)
     _check_type(header, (TYPE,))
     claims = _decode(text, secret, OURS, AUDIENCE, REQUIRED, strict=True)
+    # Whoever shares the secret may write what this node would not.
+    if not all(IDENTIFIER.fullmatch(str(claims.get(name, "none"))) for name in ("sub", "jti", "sid")):
+        raise TokenRefused("token with an odd sub, jti or sid")
     return Token(None, claims)
 
 

@@ -141,6 +141,10 @@ def test_the_table_starts_from_a_good_token(good: str) -> None:
         pytest.param({}, {"sid": ODD}, id="no family"),
         pytest.param({}, {"sid": "family-0000000000000000"}, id="an unknown family"),
         pytest.param({}, {"sid": {"a": 1}}, id="a family that is an object"),
+        pytest.param({}, {"jti": "\ud800"}, id="half a character in the jti"),
+        pytest.param({}, {"sub": "key:\ud800"}, id="half a character in the subject"),
+        pytest.param({}, {"sid": "a\0b"}, id="a NUL in the family"),
+        pytest.param({}, {"exp": 10**15}, id="an end beyond all calendars"),
     ],
 )
 def test_refused_though_the_signature_is_right(good: str, header: dict[str, Any], claims: dict[str, Any]) -> None:
