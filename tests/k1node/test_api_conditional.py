@@ -42,6 +42,11 @@ def a_breaker() -> str:
     return "/api/v2/circuit-breaker/billing"
 
 
+def an_api_key() -> str:
+    key, _ = keys.issue("deploy", ["scheduler:read"])
+    return f"/api/v2/api-keys/{key.public_id}"
+
+
 def a_task() -> str:
     return f"/api/v2/tasks/{make_task().task_id}"
 
@@ -60,6 +65,7 @@ SETTINGS: dict[str, tuple[Callable[[], str], dict[str, Any], dict[str, Any]]] = 
     "/scheduler/schedules/{scheduleId}": (a_schedule, {"priority": 7}, {"priority": 8}),
     "/retry-policies/{name}": (a_policy, {"max_attempts": 7}, {"max_attempts": 8}),
     "/circuit-breaker/{breakerId}": (a_breaker, {"min_calls": 7}, {"min_calls": 8}),
+    "/api-keys/{keyId}": (an_api_key, {"requests_per_hour": 7}, {"requests_per_hour": 8}),
 }
 RECORDS: dict[str, Callable[[], str]] = {
     "/tasks/{taskId}": a_task,

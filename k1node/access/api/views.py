@@ -131,7 +131,7 @@ class ApiKeyViewSet(ApiViewSet):
     tags = TAGS
     list_key = "api_keys"
     list_name = "ApiKeyList"
-    conditional_actions = {"get", "update", "delete_key"}
+    conditional_actions = {"get", "create", "update", "rotate", "delete_key"}
     settings_fields = keys.CHANGEABLE
     # Of the answers: shown once, and not again when an answer is repeated.
     secret_fields = ("key",)
@@ -168,7 +168,7 @@ class ApiKeyViewSet(ApiViewSet):
         body = self.validated(ApiKeyInput)
         body["allowed_cidrs"] = body.get("allowed_cidrs") or ()
         row, text = keys.issue(**body, by=self.principal.name, now=timezone.now())
-        return _new(row, text)
+        return self.tagged(row, _new(row, text))
 
     @extend_schema(request=ApiKeyUpdate, responses={200: OpenApiResponse(ApiKeyOutput, "Key changed")})
     def update(self, request: Request, key_id: str) -> Response:
@@ -192,7 +192,8 @@ class ApiKeyViewSet(ApiViewSet):
         old one stays valid for the overlap. 409 for a key that is revoked, expired or rotated already.
         """
         overlap = timedelta(seconds=self.validated(RotateInput)["overlap_seconds"])
-        return _new(*keys.rotate(self._key(key_id), overlap=overlap, by=self.principal.name))
+        row, text = keys.rotate(self._key(key_id), overlap=overlap, by=self.principal.name)
+        return self.tagged(row, _new(row, text))
 
     @extend_schema(request=RevokeKeyInput, responses={200: OpenApiResponse(ApiKeyOutput, "The key has ended")})
     def revoke(self, request: Request, key_id: str) -> Response:
