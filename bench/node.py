@@ -1,5 +1,6 @@
 """A real node for a measurement: `manage.py up` with web, clock and workers, on a folder and a port of its own."""
 
+import base64
 import http.client
 import json
 import os
@@ -121,6 +122,7 @@ def _folder(
             "DJANGO_SETTINGS_MODULE": "k1node.settings",
             "SECRET_KEY": secrets.token_urlsafe(48),
             "K1NODE_AUDIT_KEY": secrets.token_urlsafe(48),
+            "K1NODE_KEYRING": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "JWT_SECRET": secrets.token_urlsafe(48),
             "K1NODE_DATA": str(folder / "data"),
             "K1NODE_HANDLER_ROOT": str(folder / "handlers"),

@@ -11,8 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from k1node.access import issuers
 from k1node.access.scopes import DESCRIPTIONS
-from k1node.lib import secrets, sunset
-from k1node.lib.env import env_bool, env_choice, env_date, env_duration, env_int, env_list, env_str
+from k1node.lib import keyring, secrets, sunset
+from k1node.lib.env import env_bool, env_choice, env_date, env_duration, env_int, env_list, env_networks, env_str
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -31,6 +31,15 @@ K1NODE_ROLE = env_str("K1NODE_ROLE")
 SECRET_KEY = secrets.required("SECRET_KEY", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
 # Seals the audit log: whoever can write to the database must not know it.
 K1NODE_AUDIT_KEY = secrets.required("K1NODE_AUDIT_KEY", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
+# The first key encrypts what must be read again (secrets of webhooks), any of them decrypts.
+K1NODE_KEYRING = [
+    key.strip()
+    for key in secrets.required(
+        "K1NODE_KEYRING", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")), make=keyring.new_key
+    ).split(",")
+    if key.strip()
+]
+keyring.check(K1NODE_KEYRING)
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
 if PRODUCTION and not ALLOWED_HOSTS:
     raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts this node answers to when NODE_ENV=production.")
@@ -77,6 +86,15 @@ K1NODE_KEEP_TASK_DAYS = env_int("K1NODE_KEEP_TASK_DAYS", 30, low=1)  # tasks, at
 K1NODE_KEEP_DEAD_LETTER_DAYS = env_int("K1NODE_KEEP_DEAD_LETTER_DAYS", 90, low=1)  # archived and resubmitted ones
 K1NODE_KEEP_EVENT_DAYS = env_int("K1NODE_KEEP_EVENT_DAYS", 7, low=1)
 K1NODE_KEEP_AUDIT_DAYS = env_int("K1NODE_KEEP_AUDIT_DAYS", 365, low=1)
+K1NODE_KEEP_DELIVERY_DAYS = env_int("K1NODE_KEEP_DELIVERY_DAYS", 14, low=1)  # deliveries to webhooks, and what was sent
+
+# --- webhooks ---------------------------------------------------------------------------------------------------
+WEBHOOK_TIMEOUT_MS = env_int("WEBHOOK_TIMEOUT_MS", 30_000, low=100, high=120_000)  # for all of a request
+WEBHOOK_MAX_RETRIES = env_int("WEBHOOK_MAX_RETRIES", 3, low=0, high=100)  # of webhooks that do not say
+# Loopback and private addresses, plain HTTP and any port, but no metadata service.
+WEBHOOK_ALLOW_PRIVATE = env_bool("WEBHOOK_ALLOW_PRIVATE", False)
+WEBHOOK_ALLOWED_CIDRS = env_networks("WEBHOOK_ALLOWED_CIDRS")  # the same for these networks
+WEBHOOK_CA_FILE = env_str("WEBHOOK_CA_FILE")  # certificates that are trusted beside the system's
 
 # --- rate limits: of each key, user and unauthenticated address --------------------------------------------------
 RATE_LIMIT_REQUESTS = env_int("RATE_LIMIT_REQUESTS", 1000, low=1, high=10_000_000)  # in the window
@@ -93,6 +111,7 @@ INSTALLED_APPS = [
     "k1node.operations",
     "scheduling",
     "recovery",
+    "webhooks",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -21,7 +21,7 @@ import pytest
 
 NODE_TESTS = Path(__file__).parent / "node"
 MORE_SETTINGS = {"NODE_ENV", "ALLOWED_HOSTS", "PORT", "DEFAULT_FROM_EMAIL"}
-PREFIXES = ("K1NODE_", "EMAIL_", "JWT_", "RATE_LIMIT_")
+PREFIXES = ("K1NODE_", "EMAIL_", "JWT_", "RATE_LIMIT_", "WEBHOOK_")
 
 
 def _prepare_environment() -> Path:
@@ -40,6 +40,7 @@ def _prepare_environment() -> Path:
         K1NODE_DATA=str(data),
         SECRET_KEY="only-for-tests-" + "0123456789abcdef" * 3,
         K1NODE_AUDIT_KEY="only-for-tests-" + "fedcba9876543210" * 3,
+        K1NODE_KEYRING="b25seS1mb3ItdGVzdHMtb25seS1mb3ItdGVzdHMtb24=",
         JWT_SECRET="only-for-tests-of-tokens-" + "fedcba9876543210" * 3,
         ALLOWED_HOSTS="testserver,localhost,127.0.0.1",
         # Out of the way; tests of the limits set their own.

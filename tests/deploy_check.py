@@ -3,6 +3,7 @@
 Django's deployment checks must find nothing, and a production start without its secrets must be refused.
 """
 
+import base64
 import os
 import secrets
 import subprocess
@@ -34,13 +35,14 @@ def main() -> int:
             "SECRET_KEY": secrets.token_urlsafe(64),
             "JWT_SECRET": secrets.token_urlsafe(64),
             "K1NODE_AUDIT_KEY": secrets.token_urlsafe(64),
+            "K1NODE_KEYRING": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "ALLOWED_HOSTS": "k1node.example",
             "K1NODE_DATA": data,
         }
         checked = manage(production, "check", "--deploy", "--fail-level", "WARNING")
         if checked.returncode:
             problems.append(f"check --deploy failed:\n{checked.stdout}{checked.stderr}")
-        for name in ("SECRET_KEY", "JWT_SECRET", "K1NODE_AUDIT_KEY", "ALLOWED_HOSTS"):
+        for name in ("SECRET_KEY", "JWT_SECRET", "K1NODE_AUDIT_KEY", "K1NODE_KEYRING", "ALLOWED_HOSTS"):
             refused = manage({key: value for key, value in production.items() if key != name}, "check")
             if refused.returncode == 0:
                 problems.append(f"A production node without {name} starts.")

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-READERS = {"env_str", "env_int", "env_bool", "env_choice", "env_date", "env_duration", "env_list", "required", "get"}
+READERS = {
+    "env_str",
+    "env_int",
+    "env_bool",
+    "env_choice",
+    "env_date",
+    "env_duration",
+    "env_list",
+    "env_networks",
+    "required",
+    "get",
+}
 # `up` tells each of its processes which one it is; not for operators.
 INTERNAL = {"K1NODE_ROLE"}
 

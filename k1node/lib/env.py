@@ -3,6 +3,7 @@
 import os
 import re
 from datetime import date, timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -63,6 +64,17 @@ def env_choice(name: str, default: str, choices: tuple[str, ...]) -> str:
 def env_list(name: str, default: str = "") -> list[str]:
     """Return the comma-separated words in `name`, without blanks."""
     return [word.strip() for word in env_str(name, default).split(",") if word.strip()]
+
+
+def env_networks(name: str) -> list[IPv4Network | IPv6Network]:
+    """Return the comma-separated networks in `name`; raise ImproperlyConfigured for what is none."""
+    networks = []
+    for word in env_list(name):
+        try:
+            networks.append(ip_network(word))
+        except ValueError as error:
+            raise ImproperlyConfigured(f"{name} must name networks such as 10.0.0.0/8: {error}.") from None
+    return networks
 
 
 def env_duration(name: str, default: timedelta, *, low: timedelta, high: timedelta) -> timedelta:

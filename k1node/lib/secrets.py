@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,8 +28,10 @@ PLACEHOLDERS = (
 FEWEST_CHARACTERS = 8  # different ones; 32 random hexadecimal digits have about 14
 
 
-def required(name: str, folder: Path, *, production: bool) -> str:
-    """Return the secret `name`; in development generate it into `folder`/<name>, readable by its owner only.
+def required(
+    name: str, folder: Path, *, production: bool, make: Callable[[], str] = lambda: secrets.token_urlsafe(48)
+) -> str:
+    """Return the secret `name`; in development `make` it into `folder`/<name>, readable by its owner only.
 
     Raises ImproperlyConfigured in production when the environment does not give it, or one that is short.
     """
@@ -45,7 +47,7 @@ def required(name: str, folder: Path, *, production: bool) -> str:
         # Written elsewhere and linked into place: a process starting at the same moment never reads half a secret.
         draft = folder / f".{name.lower()}.{os.getpid()}"
         draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(48))
+        draft.write_text(make())
         with suppress(FileExistsError):
             os.link(draft, path)
         draft.unlink()

@@ -44,6 +44,7 @@ def until(check: Callable[[], Any], *, within: float = HEALS_WITHIN, what: str =
 SECRETS = {
     "SECRET_KEY": "only-for-tests-" + "0123456789abcdef" * 3,
     "JWT_SECRET": "only-for-tests-of-tokens-" + "fedcba9876543210" * 3,
+    "K1NODE_KEYRING": "b25seS1mb3ItdGVzdHMtb25seS1mb3ItdGVzdHMtb24=",
     "K1NODE_AUDIT_KEY": "only-for-tests-of-the-log-" + "02468ace13579bdf" * 3,
 }
 

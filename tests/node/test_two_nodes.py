@@ -23,6 +23,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNod
             "SECRET_KEY": "the same on both nodes, as any cluster needs it to be",
             "JWT_SECRET": "and this one, so that each takes the tokens of the other",
             "K1NODE_AUDIT_KEY": "this one too, so that each can check what the other sealed",
+            "K1NODE_KEYRING": "dHdvIG5vZGVzIHR3byBub2RlcyB0d28gbm9kZXMgdHc=",
         }
         with (
             running_node(folder / "a", **database, **secret) as first,
