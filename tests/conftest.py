@@ -84,15 +84,26 @@ from tests import databases, event_shapes  # noqa: E402
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to the other database, and see that `make test-node` finds all of its tests."""
+    """Leave out what belongs to the other database, and see that `make test-node` finds all of its tests.
+
+    What uses no database says the same beside each: the run on SQLite has it.
+    """
     for item in items:
         if bool(item.get_closest_marker("node")) != (NODE_TESTS in item.path.parents):
             raise pytest.UsageError(f"{item.nodeid}: tests marked node live in tests/node, and no others do")
     other = "sqlite" if databases.ON_POSTGRESQL else "postgresql"
-    left_out = [item for item in items if item.get_closest_marker(other)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker(other)]
+    chosen = [item for item in items if not item.get_closest_marker(other) and not _is_told_already(item)]
+    kept = set(chosen)
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = chosen
+
+
+def _is_told_already(item: pytest.Item) -> bool:
+    """Say whether the run on SQLite has shown all that this test can show."""
+    starts_processes = any(item.get_closest_marker(mark) for mark in ("node", "contract", "postgresql"))
+    uses_database = item.get_closest_marker("django_db") or {"db", "transactional_db"} & set(item.fixturenames)  # type: ignore[attr-defined]
+    return databases.ON_POSTGRESQL and not starts_processes and not uses_database
 
 
 def pytest_unconfigure() -> None:

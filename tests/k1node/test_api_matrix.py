@@ -21,7 +21,8 @@ from k1node.access.operators import CONSOLE_SCOPES
 from k1node.api import document
 from tests.factories import make_task
 
-pytestmark = pytest.mark.django_db
+# Which right opens what is decided before any database is asked, and these are the most requests of all tests.
+pytestmark = [pytest.mark.django_db, pytest.mark.sqlite]
 
 OPERATIONS = [
     (method, path, operation)
