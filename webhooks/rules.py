@@ -88,7 +88,7 @@ def retry_after(text: str | None, *, now: datetime) -> timedelta | None:
     """Return the wait that a Retry-After header asks for, at most an hour; None if it says nothing usable."""
     text = (text or "").strip()
     if text.isascii() and text.isdigit():
-        wait = timedelta(seconds=int(text[:9]))  # more digits are more than an hour too
+        wait = timedelta(seconds=int(text.lstrip("0")[:9] or 0))  # more digits are more than an hour too
     else:
         try:
             moment = parsedate_to_datetime(text)
@@ -127,7 +127,7 @@ def allowed(per_second: int | None, paced_until: datetime | None, *, now: dateti
         return 0
     if per_second is None:
         return UNPACED
-    gap = SECOND / per_second
+    gap = _gap(per_second)
     saved = SECOND - gap if paced_until is None else min(SECOND - gap, now - paced_until)
     return min(per_second, saved // gap + 1)
 
@@ -136,6 +136,11 @@ def paced(per_second: int | None, paced_until: datetime | None, sent: int, *, no
     """Return when the next request is due after `sent` more have been sent at `now`."""
     if per_second is None or not sent:
         return paced_until
-    gap = SECOND / per_second
+    gap = _gap(per_second)
     earliest = now - (SECOND - gap)
     return (earliest if paced_until is None else max(earliest, paced_until)) + sent * gap
+
+
+def _gap(per_second: int) -> timedelta:
+    # Rounded down: a second has room for all of them.
+    return timedelta(microseconds=1_000_000 // per_second)
