@@ -69,8 +69,7 @@ def begin() -> None:
     second waits here for the first, and finds it active.
     """
     _lay_down()
-    with connection.cursor() as db:
-        db.execute(f"SELECT id FROM webhooks_fanoutcursor WHERE id = {CURSOR}{sql.for_update()}")
+    _cursor(sql.for_update())
     if not _is_any_active():
         _move(log.end())
 
@@ -78,31 +77,35 @@ def begin() -> None:
 def advance(*, now: datetime) -> bool:
     """Make the deliveries of the next events; say whether there may be more at once."""
     # Looked at without a lock first: most calls find nothing, and on SQLite a write transaction excludes all others.
-    if not _is_any_active() or not _is_behind():
+    if not _is_any_active():
         return False
-    return sql.in_transaction(lambda: _advance(now))
+    start = _cursor()
+    if start is None:
+        sql.in_transaction(_lay_down)
+        return False
+    return _is_behind(start) and sql.in_transaction(lambda: _advance(now))
 
 
 def _is_any_active() -> bool:
     return Webhook.objects.filter(active=True, deleted_at=None).exists()
 
 
-def _is_behind() -> bool:
+def _cursor(lock: str = "") -> Cursor | None:
     with connection.cursor() as db:
-        db.execute(f"SELECT cursor_xid, cursor_id FROM webhooks_fanoutcursor WHERE id = {CURSOR}")
+        db.execute(f"SELECT cursor_xid, cursor_id FROM webhooks_fanoutcursor WHERE id = {CURSOR}{lock}")
         row = db.fetchone()
-    return row is None or bool(log.read_after(Cursor(*row), limit=1))
+    return Cursor(*row) if row else None
+
+
+def _is_behind(cursor: Cursor) -> bool:
+    return bool(log.read_after(cursor, limit=1))
 
 
 def _advance(now: datetime) -> bool:
-    with connection.cursor() as db:
-        db.execute(f"SELECT cursor_xid, cursor_id FROM webhooks_fanoutcursor WHERE id = {CURSOR}{sql.skip_locked()}")
-        row = db.fetchone()
-    if row is None:
-        # Another node has it, or nobody has begun.
-        _lay_down()
+    start = _cursor(sql.skip_locked())
+    if start is None:  # another node has it
         return False
-    events, subscribers, reached = _read(Cursor(*row))
+    events, subscribers, reached = _read(start)
     wanted: list[tuple[LoggedEvent, list[Subscriber]]] = []
     count = 0
     for event in events:
@@ -117,7 +120,7 @@ def _advance(now: datetime) -> bool:
     if wanted:
         make([(event, [taker.pk for taker in takers]) for event, takers in wanted], now=now)
     _move(reached)
-    return reached != Cursor(*row)
+    return reached != start
 
 
 def _read(start: Cursor) -> tuple[list[LoggedEvent], list[Subscriber], Cursor]:
