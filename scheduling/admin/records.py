@@ -296,6 +296,10 @@ class NodeAdmin(ReadOnlyAdmin):
     @admin.display(description="state")
     def stands(self, row: Node) -> str:
         now = timezone.now()
+        if row.stopped_at is not None:
+            return display.badge("stopped")
+        if row.lost_at is not None:
+            return display.badge("lost")
         if not _is_fresh(row.beat_at, now):
             return display.badge("silent")
         if not _is_fresh(row.workers_beat_at, now):

@@ -612,10 +612,12 @@ def test_silent_node_is_told_from_a_live_one(admin_client: Client) -> None:
     Node.objects.create(node_id=uuid.uuid4(), hostname="a", workers_beat_at=now + timedelta(hours=1), **fields)
     Node.objects.create(node_id=uuid.uuid4(), hostname="b", **fields)
     Node.objects.create(node_id=uuid.uuid4(), hostname="c", started_at=NOW, beat_at=NOW)
+    Node.objects.create(node_id=uuid.uuid4(), hostname="d", started_at=NOW, beat_at=NOW, lost_at=NOW)
+    Node.objects.create(node_id=uuid.uuid4(), hostname="e", started_at=NOW, beat_at=NOW, stopped_at=NOW)
 
     page = text_of(admin_client.get(list_of(Node)))
 
-    assert re.findall(r"</svg>([a-z ]+)</span>", page) == ["live", "workers silent", "silent"]
+    assert re.findall(r"</svg>([a-z ]+)</span>", page) == ["live", "workers silent", "silent", "lost", "stopped"]
 
 
 def test_rows_of_a_deleted_schedule_stay_on_their_lists(admin_client: Client) -> None:

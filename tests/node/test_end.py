@@ -24,6 +24,12 @@ def node(one_node: RunningNode) -> RunningNode:
     return one_node
 
 
+def was_stopped(node: RunningNode) -> bool:
+    """Say whether the node's row says that it was stopped in order."""
+    asked = "from scheduling.models import Node; print('stopped', Node.objects.get().stopped_at is not None)"
+    return "stopped True" in node.command("shell", "-c", asked)
+
+
 def test_a_stop_gives_running_commands_their_grace_and_leaves_nothing(node: RunningNode) -> None:
     file = node.data / "job"
     quick = node.submit("bash job.sh", parameters={"file": str(file), "seconds": 1.5})
@@ -35,6 +41,7 @@ def test_a_stop_gives_running_commands_their_grace_and_leaves_nothing(node: Runn
     assert code == 0
     assert time.monotonic() - begun < 15
     assert node.everything() == []
+    assert was_stopped(node)
     node.start()
     assert node.task(quick)["status"] == "completed"
 
@@ -52,6 +59,7 @@ def test_killing_up_leaves_nothing_running_and_the_next_start_continues(node: Ru
 
     node.process.wait()
     until(lambda: not node.everything(), what="the end of every process")
+    assert not was_stopped(node)
     assert lines(tmp_path / "short") == ["start", "end"]
     assert lines(tmp_path / "long") == ["start"]
     node.start()
