@@ -1,4 +1,4 @@
-"""Where webhooks may be sent: which URLs can be registered and which addresses connected to. Touches no row, asks no DNS.
+"""Where webhooks may be sent: which URLs can be registered, which addresses connected to. Touches no row, asks no DNS.
 
 A node sends from inside the network that it stands in. So only public addresses pass, of the IPv6 ones only those that
 are handed out to networks: whatever carries an IPv4 address inside (NAT64, 6to4, Teredo and others) does not, but for
@@ -221,9 +221,7 @@ def _unusual(target: Target, reason: str) -> Detail:
 
 def _opens_loopback(rules: Rules) -> bool:
     return rules.allow_private or any(
-        network.version == own.version and network.overlaps(own)  # type: ignore[arg-type]
-        for network in rules.allowed
-        for own in LOOPBACK
+        network.version == own.version and network.overlaps(own) for network in rules.allowed for own in LOOPBACK
     )
 
 
@@ -303,10 +301,11 @@ def parse(text: str) -> Address:
 # --- headers of the owner ---
 
 RESERVED = frozenset(
-    """
-    accept accept-encoding connection content-encoding content-length content-type date expect host http2-settings
-    keep-alive proxy-authorization proxy-connection te trailer trailers transfer-encoding upgrade user-agent via
-    """.split()
+    (
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "date"),
+        *("expect", "host", "http2-settings", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("user-agent", "via"),
+    )
 )
 RESERVED_PREFIXES = ("webhook-", "x-k1node-", "proxy-", ":")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
