@@ -22,10 +22,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from yarl import URL
@@ -40,6 +42,8 @@ NAME_SECONDS = 10.0
 CONNECT_SECONDS = 10.0  # TCP and TLS
 LOOKUPS = 64  # names that are looked up at the same time
 MOST_BODY = 16 * 1024
+MOST_RECEIVED = 64 * 1024  # of everything; what comes after it is thrown away unread
+CUT_SECONDS = 0.1
 MOST_SHOWN = 4 * 1024  # of the headers of an answer
 MOST_HEADERS = 100
 LONGEST_HEADER = 8 * 1024
@@ -272,6 +276,7 @@ class _Connector(aiohttp.TCPConnector):
             limit=1,
             socket_factory=self._socket,
         )
+        self._factory = partial(_Reader, loop=asyncio.get_running_loop())
         self._course = course
         self._target = target
         self.connected_at = 0.0
@@ -293,8 +298,12 @@ class _Connector(aiohttp.TCPConnector):
         self._course.transport = transport = connection.transport
         self.connected_at = monotonic()
         self._course.connect_ms = (self.connected_at - began) * 1000
-        # Whatever lies between the name and the socket: this is where the request would go.
-        self._hold_against(transport.get_extra_info("peername") if transport is not None else None)
+        try:
+            # Whatever lies between the name and the socket: this is where the request would go.
+            self._hold_against(transport.get_extra_info("peername") if transport is not None else None)
+        except Failed:
+            connection.close()
+            raise
         return connection
 
     def _hold_against(self, sockaddr: tuple[object, ...] | None) -> None:
@@ -307,6 +316,28 @@ class _Connector(aiohttp.TCPConnector):
 
     def _where(self) -> str:
         return f"{self._course.address or self._target.host} port {self._target.port}"
+
+
+class _Reader(ResponseHandler):
+    """Reads an answer to MOST_RECEIVED and no further, be it a head, many of them, or what is never told of a body."""
+
+    _received = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._received >= MOST_RECEIVED:
+            return
+        part = data[: MOST_RECEIVED - self._received]
+        self._received += len(part)
+        super().data_received(part)
+        if self._received >= MOST_RECEIVED:
+            if isinstance(self.transport, asyncio.ReadTransport):
+                self.transport.pause_reading()
+            # Who waits for the head or the body first reads what has come.
+            asyncio.get_running_loop().call_later(CUT_SECONDS, self._cut)
+
+    def _cut(self) -> None:
+        if isinstance(self.transport, asyncio.WriteTransport):
+            self.transport.abort()
 
 
 class _Pinned(AbstractResolver):
@@ -361,12 +392,16 @@ def _what_failed(error: Exception, course: Course) -> tuple[Code, str]:
     if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError):
         return Code.TLS, f"TLS failed: {_words(getattr(error, 'certificate_error', None) or cause)}"
     if isinstance(error, aiohttp.ClientConnectorError):
+        if isinstance(error.os_error, ConnectionResetError) and error.os_error.errno is None:
+            # So asyncio says it; a connection that is refused or reset on its way has a number.
+            return Code.TLS, "TLS failed: the receiver ended the connection during the handshake"
         where = f" to {course.address}" if course.address is not None else ""
         return Code.CONNECT, f"No connection{where}: {_words(error.os_error)}"
     if isinstance(error, aiohttp.ClientResponseError):
-        return Code.PROTOCOL, f"The answer is not HTTP as it should be: {error.message}"
+        # What follows in the library's message is a drawing of the bytes.
+        return Code.PROTOCOL, f"The answer is not HTTP as it should be: {error.message.splitlines()[0].rstrip(':')}"
     if isinstance(error, (aiohttp.ClientError, OSError)):
-        return Code.PROTOCOL, f"The connection broke before the answer's head was there: {_words(error)}"
+        return Code.PROTOCOL, "The connection ended before the head of the answer did"
     logger.error("An attempt failed in the node itself", exc_info=error)
     return Code.PROTOCOL, f"The node could not make the request: {type(error).__name__}"
 
@@ -377,9 +412,10 @@ def _words(error: BaseException) -> str:
         return error.verify_message
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
+    if isinstance(error, socket.gaierror):
+        return error.strerror
     if isinstance(error, OSError) and error.errno is not None:
-        # Those of name servers are negative, or come with a text of their own.
-        return error.strerror or os.strerror(error.errno)
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
 
