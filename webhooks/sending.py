@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
+from typing import cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -276,7 +277,7 @@ class _Connector(aiohttp.TCPConnector):
             limit=1,
             socket_factory=self._socket,
         )
-        self._factory = partial(_Reader, loop=asyncio.get_running_loop())
+        self._factory = cast(partial[ResponseHandler], partial(_Reader, loop=asyncio.get_running_loop()))
         self._course = course
         self._target = target
         self.connected_at = 0.0
@@ -413,7 +414,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     if isinstance(error, socket.gaierror):
-        return error.strerror
+        return error.strerror or "no such name"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__

@@ -322,7 +322,7 @@ HOSTILE: dict[str, tuple[Callable[[Receivers], made.Behaviour], Code, int | None
     "a reason that never ends": (lambda each: made.endless(each, b"HTTP/1.1 200 ", b"x" * BIG), Code.PROTOCOL, None),
     "empty lines that never end": (lambda each: made.endless(each, b"", b"\r\n" * BIG), Code.PROTOCOL, None),
     "trailers that never end": (
-        lambda each: made.endless(each, made.CHUNKED + b"0\r\n", b"X: y\r\n" * 10000),
+        lambda each: made.endless(each, made.CHUNKED + b"0\r\n" + b"X: y\r\n" * 5000, b"X: y\r\n" * 10000),
         Code.PROTOCOL,
         None,
     ),
