@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import ipaddress
+import json
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,12 +27,15 @@ class Request:
     line: str
     headers: list[tuple[str, str]]
     body: bytes
-    sni: str | None = None
 
     def __getitem__(self, name: str) -> str:
         """Return the only header of this name."""
         (value,) = (value for key, value in self.headers if key.lower() == name.lower())
         return value
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
 
     def __contains__(self, name: str) -> bool:
         return any(key.lower() == name.lower() for key, _ in self.headers)

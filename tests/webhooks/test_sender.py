@@ -1,4 +1,4 @@
-"""The loop of the sender over a real database and real receivers: from an event to its recorded delivery, and the ends."""
+"""The loop of the sender over a real database and real receivers: from an event to its recorded delivery, and its end."""
 
 import asyncio
 import json
