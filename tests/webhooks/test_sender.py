@@ -1,4 +1,4 @@
-"""The loop of the sender over a real database and real receivers: from an event to its recorded delivery, and its end."""
+"""The loop of the sender over a real database and real receivers, from an event to a delivery that is recorded."""
 
 import asyncio
 import json
