@@ -237,9 +237,10 @@ NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, 
 
 async def _find(network: Network, url: str, course: Course) -> targets.Target:
     """Return where `url` leads, with every address of it checked and noted in `course`."""
-    problems = targets.check_url(url, network.rules)
-    target, _ = targets.read(url)
-    if problems or target is None:
+    target, problems = targets.read(url)
+    if target is not None:
+        problems = targets.check_target(target, network.rules)
+    if target is None or problems:
         raise Failed(Code.BLOCKED, ". ".join(f"{each.message}. {each.suggestion}" for each in problems))
     began = monotonic()
     found = [target.address] if target.address is not None else await _look_up(network, target)

@@ -116,8 +116,11 @@ def rules() -> Rules:
 def check_url(url: str, rules: Rules) -> list[Detail]:
     """Return what is wrong with `url` as the target of a webhook; a name in it is not looked up."""
     target, problems = read(url)
-    if target is None:
-        return problems
+    return check_target(target, rules) if target is not None else problems
+
+
+def check_target(target: Target, rules: Rules) -> list[Detail]:
+    """Return why nothing may be sent to `target`, as far as that can be said without looking its name up."""
     reason = target.needs_permission(rules)
     if reason and not rules.opens_something:
         return [_unusual(target, reason)]
