@@ -135,7 +135,7 @@ def raw(data: bytes, *, hang: bool = False, reset: bool = False) -> Behaviour:
         if hang:
             await asyncio.sleep(3600)
         if reset:
-            await asyncio.sleep(0.05)  # what was sent must not be lost with it
+            await asyncio.sleep(0.3)  # what was sent must not be lost with it
             writer.transport.abort()
 
     return behave

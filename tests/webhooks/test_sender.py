@@ -40,7 +40,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "STOP_SECONDS", 0.3)
 
 
-def a_sender(board: Board, *, within: float = 5, name: str = "1:1") -> Sender:
+def a_sender(board: Board, *, within: float = 30, name: str = "1:1") -> Sender:
     network = sending.Network(
         rules=Rules(allow_private=True, production=False),
         within=timedelta(seconds=within),
@@ -186,7 +186,8 @@ def test_leases_of_other_nodes_that_ran_out_are_rescued(receivers: Receivers, bo
 
 
 def test_an_outage_loses_no_result(receivers: Receivers, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, failures = results.record, []
+    record = results.record
+    failures: list[int] = []
 
     def failing(reports: Any, *, now: datetime) -> None:
         if reports and len(failures) < 3:
