@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import OperationalError
+from pytest_django import Settings
 
 from k1node.events import log
 from k1node.lib.board import Board
@@ -16,7 +17,7 @@ from k1node.lib.node_id import node_id
 from tests.factories import make_delivery, make_message, make_webhook
 from tests.webhooks import receivers as made
 from tests.webhooks.receivers import Receivers
-from webhooks import fanout, results, sender, sending
+from webhooks import delivery, fanout, results, sender, sending
 from webhooks.models import Attempt, Delivery
 from webhooks.rules import Code, Result
 from webhooks.sender import Sender
@@ -276,10 +277,15 @@ def test_nothing_is_looked_for_often_while_no_webhook_is_active(board: Board, mo
     assert set(waits) == {sender.IDLE_SECONDS}
 
 
-def _job() -> Any:
-    from webhooks import delivery
+def test_a_file_of_certificates_that_cannot_be_read_ends_the_process(settings: Settings) -> None:
+    settings.WEBHOOK_CA_FILE = "/nowhere/ca.pem"
 
+    with pytest.raises(CommandError, match="WEBHOOK_CA_FILE must name a file"):
+        call_command("sender")
+
+
+def _job() -> Any:
     webhook = make_webhook()
     make_delivery(webhook=webhook, message=make_message(), due_at=LONG_AGO)
     (job,) = delivery.claim("a:1:1", limit=1, lease=timedelta(minutes=1), now=datetime.now(UTC))
-    return replace(job)
+    return job

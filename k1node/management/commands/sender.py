@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,7 @@ from k1node.lib import lifeline
 from webhooks.sender import Sender
 from webhooks.sending import Network
 
+OPEN_FILES = 4096  # each request may try several addresses at the same time
 STUCK_SECONDS = 15.0  # what waits for the database does not hear of the stop
 
 
@@ -27,10 +29,18 @@ class Command(BaseCommand):
             network = Network.from_settings()
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from None
+        _allow_many_connections()
         asyncio.run(_run(network))
         logging.shutdown()
         # Threads that ask a dead name server would be waited for.
         os._exit(0)
+
+
+def _allow_many_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(network: Network) -> None:
