@@ -359,10 +359,13 @@ def test_a_new_life_retires_the_clusters_of_the_last_and_ends_its_drain(board: B
     slot = board.take_slot(number)
     slot.begin(max_running=1)
     board.drain(time.monotonic())
+    board.clock_beat()
+    board.sender_beat()
 
     board.begin_life()
 
     assert (board.drain_until, slot.is_retired, board.running()) == (0.0, True, 1)
+    assert (board.clock_at, board.sender_at) == (0.0, 0.0)
 
 
 def test_after_a_restart_of_the_machine_no_run_of_before_is_alive(
