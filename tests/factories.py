@@ -1,5 +1,6 @@
 """Makers of rows: each gives a valid row whatever is left out, so that a test names only what matters to it."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -8,6 +9,8 @@ from recovery.fingerprints import fingerprint
 from recovery.models import DeadLetter
 from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
 from scheduling.outcomes import OutcomeKind
+from webhooks import signing_secrets
+from webhooks.models import Delivery, Message, Webhook
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 
@@ -92,3 +95,61 @@ def make_dead_letter(task: Task | None = None, **fields: Any) -> DeadLetter:
     values = defaults | fields
     values.setdefault("fingerprint", fingerprint(values["error_code"], values["error_message"]))
     return DeadLetter.objects.create(**values)
+
+
+SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+def make_webhook(
+    secret: str = SECRET, next_secret: str = "", headers: dict[str, str] | None = None, **fields: Any
+) -> Webhook:
+    """Return an active webhook that wants every event; secrets and headers are given as they are read."""
+    webhook_id = fields.setdefault("webhook_id", f"wh-{next(_numbers)}")
+    sealed = {
+        "secret": signing_secrets.sealed(webhook_id, "secret", secret),
+        "secret_hint": secret[-4:],
+        "next_secret": signing_secrets.sealed(webhook_id, "next_secret", next_secret) if next_secret else "",
+        "next_secret_hint": next_secret[-4:],
+        "headers": signing_secrets.sealed(webhook_id, "headers", json.dumps(headers)) if headers else "",
+        "header_names": list(headers or {}),
+    }
+    defaults: dict[str, Any] = {
+        "name": webhook_id,
+        "url": "https://receiver.example/hook",
+        "events": ["*"],
+        "created_by": "ana",
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Webhook.objects.create(**defaults | sealed | fields)
+
+
+def make_message(**fields: Any) -> Message:
+    """Return the message of a completed task."""
+    number = next(_numbers)
+    defaults: dict[str, Any] = {
+        "message_id": f"wh-evt-{number}",
+        "event": "task.completed",
+        "occurred_at": NOW,
+        "data": '{"task_id": "task-1"}',
+    }
+    return Message.objects.create(**defaults | fields)
+
+
+def make_delivery(webhook: Webhook | None = None, message: Message | None = None, **fields: Any) -> Delivery:
+    """Return a delivery that is due; one that is being sent has a lease, one that has ended the time of its end."""
+    message = message or make_message(**({"event": fields["event"]} if "event" in fields else {}))
+    defaults: dict[str, Any] = {
+        "delivery_id": f"wh-dlv-{next(_numbers)}",
+        "webhook": webhook or make_webhook(),
+        "message": message,
+        "event": message.event,
+        "due_at": NOW,
+        "created_at": NOW,
+    }
+    match fields.get("state"):
+        case Delivery.State.SENDING:
+            defaults |= {"owner": "sender", "lease_expires_at": NOW + timedelta(seconds=45), "attempts": 1}
+        case Delivery.State.DELIVERED | Delivery.State.FAILED | Delivery.State.CANCELLED:
+            defaults["finished_at"] = NOW
+    return Delivery.objects.create(**defaults | fields)
