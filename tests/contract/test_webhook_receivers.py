@@ -16,8 +16,8 @@ from jsonschema import Draft202012Validator
 from k1node.events.catalogue import EVENTS
 from tests.factories import NOW, SECRET
 from tests.node.running import RunningNode, running_node, until
-from tests.webhooks import receivers
-from tests.webhooks.receivers import Receiver
+from tests.webhooks import snippets
+from tests.webhooks.snippets import Receiver
 from webhooks import signing
 
 pytestmark = pytest.mark.contract
@@ -65,8 +65,8 @@ def inbox() -> Iterator[Inbox]:
 @pytest.fixture(scope="module")
 def verifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Receiver]:
     assert MODULES.exists(), "The library is not installed: run `make check-api`"
-    library = receivers.node_with_library(tmp_path_factory.mktemp("library"), MODULES)
-    return {**receivers.present(), "Node.js, library": library}
+    library = snippets.node_with_library(tmp_path_factory.mktemp("library"), MODULES)
+    return {**snippets.present(), "Node.js, library": library}
 
 
 @pytest.fixture(scope="module")

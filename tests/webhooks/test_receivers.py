@@ -8,14 +8,14 @@ import pytest
 from django.conf import settings
 
 from tests.factories import NOW, SECRET
-from tests.webhooks import receivers
-from tests.webhooks.receivers import Receiver
+from tests.webhooks import snippets
+from tests.webhooks.snippets import Receiver
 from webhooks import signing
 
 ID = "wh-evt-4w0k6yq1m8z2f7tc"
 NEXT = "whsec_HxwdHhsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA="
 OTHER = "whsec_" + "A" * 43 + "="
-RECEIVERS = receivers.present()
+RECEIVERS = snippets.present()
 all_receivers = pytest.mark.parametrize("receiver", RECEIVERS.values(), ids=RECEIVERS)
 those_that_go_by_headers = pytest.mark.parametrize(
     "receiver",
@@ -128,5 +128,5 @@ def test_the_documentation_shows_the_snippets_that_are_tested() -> None:
     page = (Path(settings.BASE_DIR) / "docs" / "webhooks.md").read_text()
     shown = set(re.findall(r"^```(?:python|js|go|bash)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
-    for snippet in receivers.SNIPPETS.glob("verify*"):
+    for snippet in snippets.SNIPPETS.glob("verify*"):
         assert snippet.read_text() in shown, snippet.name
