@@ -8,6 +8,9 @@ from recovery.fingerprints import fingerprint
 from recovery.models import DeadLetter
 from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
 from scheduling.outcomes import OutcomeKind
+from webhooks import models as webhook_rows
+from webhooks import signing_secrets
+from webhooks.models import Delivery, Message, Webhook
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 
@@ -92,3 +95,70 @@ def make_dead_letter(task: Task | None = None, **fields: Any) -> DeadLetter:
     values = defaults | fields
     values.setdefault("fingerprint", fingerprint(values["error_code"], values["error_message"]))
     return DeadLetter.objects.create(**values)
+
+
+SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+
+def make_webhook(**fields: Any) -> Webhook:
+    """Return an active webhook that wants every event and has never been sent one."""
+    number = next(_numbers)
+    webhook_id = fields.pop("webhook_id", f"wh-{number}")
+    defaults = {
+        "webhook_id": webhook_id,
+        "name": f"webhook {number}",
+        "url": "https://receiver.example/hooks",
+        "events": ["*"],
+        "secret": signing_secrets.sealed(webhook_id, "secret", SECRET),
+        "secret_hint": SECRET[-4:],
+        "created_by": "ana",
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return Webhook.objects.create(**defaults | fields)
+
+
+def make_message(**fields: Any) -> Message:
+    """Return the message of an event that the log does not have."""
+    number = next(_numbers)
+    defaults = {
+        "message_id": f"wh-evt-{number}",
+        "event_pk": 1_000_000 + number,
+        "event": "task.completed",
+        "occurred_at": NOW,
+        "data": '{"task_id":"task-1"}',
+    }
+    return Message.objects.create(**defaults | fields)
+
+
+def make_delivery(webhook: Webhook | None = None, message: Message | None = None, **fields: Any) -> Delivery:
+    """Return a pending delivery that is due; a sending one has a lease, one that has ended an end."""
+    message = message or make_message()
+    defaults: dict[str, Any] = {
+        "delivery_id": f"wh-dlv-{next(_numbers)}",
+        "webhook": webhook or make_webhook(),
+        "message": message,
+        "event": message.event,
+        "due_at": NOW,
+        "created_at": NOW,
+    }
+    match fields.get("state", Delivery.State.PENDING):
+        case Delivery.State.SENDING:
+            defaults |= {"attempts": 1, "owner": "node:1:1", "lease_expires_at": NOW + timedelta(seconds=30)}
+        case Delivery.State.DELIVERED | Delivery.State.FAILED | Delivery.State.CANCELLED:
+            defaults |= {"attempts": 1, "spent": 1, "finished_at": NOW}
+    return Delivery.objects.create(**defaults | fields)
+
+
+def make_delivery_attempt(delivery: Delivery | None = None, **fields: Any) -> webhook_rows.Attempt:
+    """Return a first attempt that was answered with 200."""
+    defaults: dict[str, Any] = {
+        "delivery": delivery or make_delivery(state=Delivery.State.DELIVERED),
+        "number": 1,
+        "started_at": NOW,
+        "finished_at": NOW + timedelta(seconds=1),
+        "outcome": "delivered",
+        "status": 200,
+        "url": "https://receiver.example/hooks",
+    }
+    return webhook_rows.Attempt.objects.create(**defaults | fields)

@@ -136,17 +136,17 @@ def _moved(summary: str) -> Event:
     )
 
 
-def _redrive(summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
+def _job(kind: str, summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
     return Event(
         summary,
         {
-            "operation_id": {"type": "string", "description": "The redrive"},
+            "operation_id": {"type": "string", "description": f"The {kind}"},
             "state": {"type": "string", "const": state},
             "total": COUNT,
             "done": COUNT,
             "refused": COUNT,
         },
-        {"operation_id": "redrive-7sh2k9", "state": state, "total": 150, "done": done, "refused": 0, **(more or {})},
+        {"operation_id": f"{kind}-7sh2k9", "state": state, "total": 150, "done": done, "refused": 0, **(more or {})},
         optional={"reason": {"type": "string", "description": "What it waits for, or why it stopped"}, "by": BY},
     )
 
@@ -244,10 +244,22 @@ _EVENTS: dict[str, Event] = {
         {"by": BY, "reason": REASON},
         {"by": "operator-user-1", "reason": "Maintenance is over"},
     ),
-    "redrive.started": _redrive("A redrive has begun, or goes on", "running", 0, {"by": "operator-user-1"}),
-    "redrive.stopped": _redrive("A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}),
-    "redrive.completed": _redrive("A redrive is through", "completed", 150),
-    "redrive.cancelled": _redrive("A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "redrive.started": _job("redrive", "A redrive has begun, or goes on", "running", 0, {"by": "operator-user-1"}),
+    "redrive.stopped": _job(
+        "redrive", "A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}
+    ),
+    "redrive.completed": _job("redrive", "A redrive is through", "completed", 150),
+    "redrive.cancelled": _job("redrive", "A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "redelivery.started": _job(
+        "redelivery", "A redelivery has begun, or goes on", "running", 0, {"by": "operator-user-1"}
+    ),
+    "redelivery.stopped": _job(
+        "redelivery", "A redelivery rests", "stopped", 40, {"reason": "The webhook is not active: enable it first"}
+    ),
+    "redelivery.completed": _job("redelivery", "A redelivery is through", "completed", 150),
+    "redelivery.cancelled": _job(
+        "redelivery", "A redelivery was cancelled", "cancelled", 40, {"by": "operator-user-1"}
+    ),
 }
 EVENTS: dict[str, Event] = {
     name: Event(event.summary, event.shape, event.example, event.optional, name) for name, event in _EVENTS.items()
