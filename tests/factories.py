@@ -1,5 +1,6 @@
 """Makers of rows: each gives a valid row whatever is left out, so that a test names only what matters to it."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -8,7 +9,7 @@ from recovery.fingerprints import fingerprint
 from recovery.models import DeadLetter
 from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
 from scheduling.outcomes import OutcomeKind
-from webhooks import models as webhook_rows
+from webhooks import models as webhooks_models
 from webhooks import signing_secrets
 from webhooks.models import Delivery, Message, Webhook
 
@@ -97,43 +98,48 @@ def make_dead_letter(task: Task | None = None, **fields: Any) -> DeadLetter:
     return DeadLetter.objects.create(**values)
 
 
-SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
-def make_webhook(**fields: Any) -> Webhook:
-    """Return an active webhook that wants every event and has never been sent one."""
-    number = next(_numbers)
-    webhook_id = fields.pop("webhook_id", f"wh-{number}")
-    defaults = {
-        "webhook_id": webhook_id,
-        "name": f"webhook {number}",
-        "url": "https://receiver.example/hooks",
+def make_webhook(
+    secret: str = SECRET, next_secret: str = "", headers: dict[str, str] | None = None, **fields: Any
+) -> Webhook:
+    """Return an active webhook that wants every event; secrets and headers are given as they are read."""
+    webhook_id = fields.setdefault("webhook_id", f"wh-{next(_numbers)}")
+    sealed = {
+        "secret": signing_secrets.sealed(webhook_id, "secret", secret),
+        "secret_hint": secret[-4:],
+        "next_secret": signing_secrets.sealed(webhook_id, "next_secret", next_secret) if next_secret else "",
+        "next_secret_hint": next_secret[-4:],
+        "headers": signing_secrets.sealed(webhook_id, "headers", json.dumps(headers)) if headers else "",
+        "header_names": list(headers or {}),
+    }
+    defaults: dict[str, Any] = {
+        "name": webhook_id,
+        "url": "https://receiver.example/hook",
         "events": ["*"],
-        "secret": signing_secrets.sealed(webhook_id, "secret", SECRET),
-        "secret_hint": SECRET[-4:],
         "created_by": "ana",
         "created_at": NOW,
         "updated_at": NOW,
     }
-    return Webhook.objects.create(**defaults | fields)
+    return Webhook.objects.create(**defaults | sealed | fields)
 
 
 def make_message(**fields: Any) -> Message:
-    """Return the message of an event that the log does not have."""
+    """Return the message of a completed task."""
     number = next(_numbers)
-    defaults = {
+    defaults: dict[str, Any] = {
         "message_id": f"wh-evt-{number}",
-        "event_pk": 1_000_000 + number,
         "event": "task.completed",
         "occurred_at": NOW,
-        "data": '{"task_id":"task-1"}',
+        "data": '{"task_id": "task-1"}',
     }
     return Message.objects.create(**defaults | fields)
 
 
 def make_delivery(webhook: Webhook | None = None, message: Message | None = None, **fields: Any) -> Delivery:
-    """Return a pending delivery that is due; a sending one has a lease, one that has ended an end."""
-    message = message or make_message()
+    """Return a delivery that is due; one that is being sent has a lease, one that has ended the time of its end."""
+    message = message or make_message(**({"event": fields["event"]} if "event" in fields else {}))
     defaults: dict[str, Any] = {
         "delivery_id": f"wh-dlv-{next(_numbers)}",
         "webhook": webhook or make_webhook(),
@@ -142,15 +148,15 @@ def make_delivery(webhook: Webhook | None = None, message: Message | None = None
         "due_at": NOW,
         "created_at": NOW,
     }
-    match fields.get("state", Delivery.State.PENDING):
+    match fields.get("state"):
         case Delivery.State.SENDING:
-            defaults |= {"attempts": 1, "owner": "node:1:1", "lease_expires_at": NOW + timedelta(seconds=30)}
+            defaults |= {"owner": "sender", "lease_expires_at": NOW + timedelta(seconds=45), "attempts": 1}
         case Delivery.State.DELIVERED | Delivery.State.FAILED | Delivery.State.CANCELLED:
-            defaults |= {"attempts": 1, "spent": 1, "finished_at": NOW}
+            defaults["finished_at"] = NOW
     return Delivery.objects.create(**defaults | fields)
 
 
-def make_delivery_attempt(delivery: Delivery | None = None, **fields: Any) -> webhook_rows.Attempt:
+def make_delivery_attempt(delivery: Delivery | None = None, **fields: Any) -> webhooks_models.Attempt:
     """Return a first attempt that was answered with 200."""
     defaults: dict[str, Any] = {
         "delivery": delivery or make_delivery(state=Delivery.State.DELIVERED),
@@ -161,4 +167,4 @@ def make_delivery_attempt(delivery: Delivery | None = None, **fields: Any) -> we
         "status": 200,
         "url": "https://receiver.example/hooks",
     }
-    return webhook_rows.Attempt.objects.create(**defaults | fields)
+    return webhooks_models.Attempt.objects.create(**defaults | fields)

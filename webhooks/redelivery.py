@@ -202,7 +202,7 @@ def subjects_of(webhook: Webhook, wanted: Wanted) -> QuerySet[Any, int]:
     names: Collection[str] | None = wanted.events
     if names is None and "*" not in webhook.events:
         names = webhook.events
-    return periods.between(wanted.since, wanted.until, EVENTS if names is None else names).values_list("pk", flat=True)
+    return periods.between(wanted.since, wanted.until, names).values_list("pk", flat=True)
 
 
 def count(webhook: Webhook, wanted: Wanted) -> int:
@@ -308,7 +308,7 @@ def _perform_period(webhook: Webhook, subjects: Sequence[int], *, by: str, now: 
     _again(list(made.values()), by=by, now=now)
     missing = [pk for pk in subjects if pk in facts and pk not in own and pk not in there]
     if missing:
-        fanout.make([(pk, facts[pk], [webhook.pk]) for pk in missing], now=now)
+        fanout.make([(facts[pk], [webhook.pk]) for pk in missing], now=now)
         new = Delivery.objects.filter(webhook=webhook, message__event_pk__in=missing)
         made |= dict(new.values_list("message__event_pk", "pk"))
         new.update(redelivered_by=by[:150])
