@@ -7,15 +7,13 @@ was deleted is not found any more; its row stays until its last delivery is gone
 
 import difflib
 import logging
-import re
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 import orjson
 from django.conf import settings
-from django.db import connection
+from django.db import connection, models
 from django.db.models import QuerySet
 
 from k1node.audit import trail
@@ -43,24 +41,6 @@ MOST_HEADERS = 20
 MOST_HEADER_BYTES = 4 * 1024  # names and values of all together
 OVERLAP = timedelta(hours=24)
 LONGEST_OVERLAP = timedelta(days=7)
-
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-# Ours, and what frames a request or is between two hops.
-RESERVED = {
-    "connection",
-    "cookie",
-    "date",
-    "expect",
-    "host",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-}
-RESERVED_PREFIXES = ("content-", "proxy-", "webhook-", "x-k1node-")
 
 # What a change may name; of the row's fields it sets all but the headers' names.
 CHANGEABLE = (
@@ -101,7 +81,7 @@ class TooManyTests(Conflict):
     """Tests of this webhook are waiting to be sent already"""
 
 
-class State(StrEnum):
+class State(models.TextChoices):
     """How a webhook is doing, in one word."""
 
     ACTIVE = "active"
@@ -401,7 +381,7 @@ def _checked(values: Mapping[str, Any], *, secret: str | None = None) -> dict[st
         if not checked["name"] or len(checked["name"]) > LONGEST_NAME or not checked["name"].isprintable():
             problems.append(Detail("name", f"Must be 1 to {LONGEST_NAME} printable characters"))
     if "url" in checked:
-        problems += targets.check_url(checked["url"])
+        problems += targets.check_url(checked["url"], targets.rules())
     if "events" in checked:
         checked["events"] = list(dict.fromkeys(checked["events"]))
         problems += _wrong_events(checked["events"])
@@ -448,25 +428,15 @@ def _wrong_headers(headers: Mapping[str, str]) -> list[Detail]:
     problems: list[Detail] = []
     seen: set[str] = set()
     for name, value in headers.items():
-        where = f"headers.{name[:100]}"
-        if not TOKEN.fullmatch(name):
-            problems.append(Detail("headers", f"{name[:100]!r} is no name of a header", "Use letters, digits and -"))
-        elif is_reserved(name):
-            problems.append(Detail(where, "Is set by the node or the connection", "Use a name of your own, X-…"))
+        if problem := targets.header_problem(name, value if isinstance(value, str) else "\n"):
+            problems.append(Detail("headers", problem))
         elif name.lower() in seen:
-            problems.append(Detail(where, "Is there twice: upper and lower case do not differ", "Leave one out"))
-        if not isinstance(value, str) or not VALUE.fullmatch(value):
-            problems.append(Detail(where, "Must be printable ASCII, without spaces around it", "Write plain text"))
+            problems.append(Detail("headers", f"{name} is there twice: upper and lower case do not differ"))
         seen.add(name.lower())
     size = sum(len(name) + len(str(value)) for name, value in headers.items())
     if size > MOST_HEADER_BYTES:
         problems.append(Detail("headers", f"Must be at most {MOST_HEADER_BYTES:,} bytes together, not {size:,}"))
     return problems
-
-
-def is_reserved(name: str) -> bool:
-    """Say whether a header of this name is not for the owners of webhooks to set."""
-    return name.lower() in RESERVED or name.lower().startswith(RESERVED_PREFIXES)
 
 
 # --- small parts ----------------------------------------------------------------------------------------------------
