@@ -339,6 +339,47 @@ _EVENTS: dict[str, Event] = {
         {"webhook_id": {"type": "string", "description": "The webhook"}, "by": BY},
         {"webhook_id": "wh-abc123xyz", "by": "operator-user-1"},
     ),
+    "webhook.failing": Event(
+        "A webhook fails again and again: it is tried less often. Never sent to that webhook itself",
+        {
+            "webhook_id": TEXT,
+            "name": TEXT,
+            "failures": {"type": "integer", "minimum": 1, "description": "In a row"},
+            "failing_since": MOMENT,
+            "outcome": {"type": "string", "description": "What came of the last attempt, in a word"},
+        },
+        {
+            "webhook_id": "wh-3f8k2m9q7x1c5v0b",
+            "name": "Deploy notices",
+            "failures": 5,
+            "failing_since": AT,
+            "outcome": "timeout",
+        },
+    ),
+    "webhook.disabled": Event(
+        "A webhook was given up: nothing is sent to it until somebody enables it. Never sent to that webhook itself",
+        {"webhook_id": TEXT, "name": TEXT, "reason": {"type": "string", "description": "Why, in a sentence"}},
+        {
+            "webhook_id": "wh-3f8k2m9q7x1c5v0b",
+            "name": "Deploy notices",
+            "reason": "Nothing has arrived for 5 days",
+        },
+    ),
+    "node.lost": Event(
+        "A node has not been heard of for a while, and was not stopped",
+        {
+            "node_id": TEXT,
+            "hostname": TEXT,
+            "last_seen_at": MOMENT,
+            "running": {**COUNT, "description": "Tasks that it ran when it was last seen; other nodes run them again"},
+        },
+        {
+            "node_id": "5b2f0c1e-8a4d-4f6b-9c3e-7d1a2b3c4d5e",
+            "hostname": "worker-2",
+            "last_seen_at": AT,
+            "running": 3,
+        },
+    ),
 }
 EVENTS: dict[str, Event] = {
     name: Event(event.summary, event.shape, event.example, event.optional, name) for name, event in _EVENTS.items()
