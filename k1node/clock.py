@@ -11,10 +11,11 @@ on. The loop sleeps until the next slot or delay is due, at most TICK.
 | rescue own | tick | tasks of this node's dead workers, told by the board |
 | rescue expired | 1 s | claims whose lease ran out, once this clock has seen the database for a whole lease |
 | report | 1 s | this node's row: load, limits, beats |
+| note lost nodes | 5 s | those that fell silent, once this clock has seen the database for as long |
 | tend breakers | tick | what an opening one stops is parked, probes go out, what waited is let through |
 | wake breakers | 0.5 s | those that could probe and at which a task has arrived; a hold whose time is over ends |
 | resume | 0.5 s | paused tasks whose pause is over go on |
-| carry on bulk jobs | tick | the next few of each set: redrives |
+| carry on bulk jobs | tick | the next few of each set: redrives, redeliveries |
 | seal audit log | 1 s | one block over the new records |
 | note audit checkpoint | 60 s | the newest block, outside the database |
 | sweep gates | 30 s | missed releases, counts that do not match |
@@ -40,13 +41,14 @@ from k1node.lib.node_id import node_id
 from k1node.operations import jobs
 from recovery import breakers, holds, interventions, redrives, supervision
 from scheduling import claims, gates, nodes, retention, slots
+from webhooks import redelivery
 
 logger = logging.getLogger(__name__)
 
 TICK = 0.2
 GAP_SECONDS = 5.0  # a longer pause between two ticks (an outage, a suspend) makes every lease look dead
 STAGE_MOST = 1000
-KINDS = {kind.name: kind for kind in (redrives.REDRIVE,)}
+KINDS = {kind.name: kind for kind in (redrives.REDRIVE, redelivery.REDELIVERY)}
 JOBS_SECONDS = 0.3  # bulk jobs can wait, slots and delays cannot
 DUTY_SECONDS = 2.0  # a duty that finds more to do goes on at the next tick, after the others
 
@@ -74,6 +76,7 @@ class Clock:
             Duty("rescue own", 0, self.rescue_own),
             Duty("rescue expired", 1, self.rescue_expired),
             Duty("report", 1, self.report),
+            Duty("note lost nodes", 5, self.note_lost),
             Duty("tend breakers", 0, self.tend_breakers),
             Duty("wake breakers", 0.5, self.wake_breakers),
             Duty("resume", 0.5, self.resume),
@@ -99,6 +102,13 @@ class Clock:
                 continue
             self.tick(now)
             time.sleep(self._patience())
+
+    def say_goodbye(self) -> None:
+        """Note that this node is being stopped, as far as the database can be reached."""
+        try:
+            nodes.note_stop(now=database_now())
+        except (DatabaseError, InterfaceError):
+            logger.warning("The database does not know that this node has stopped", exc_info=True)
 
     def tick(self, now: datetime) -> None:
         """Do every duty that is due at `now`."""
@@ -175,6 +185,11 @@ class Clock:
 
     def report(self, now: datetime) -> None:
         nodes.report(self.board, started_at=self.started_at, now=now)
+
+    def note_lost(self, now: datetime) -> None:
+        # After an outage of the database every node looks silent.
+        if _suspend_aware() - self._seen_since >= nodes.LOST_AFTER.total_seconds():
+            nodes.note_lost(now=now)
 
     def tend_breakers(self, now: datetime) -> None:
         until = time.monotonic() + DUTY_SECONDS

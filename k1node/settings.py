@@ -24,8 +24,10 @@ PORT = env_int("PORT", 3000, low=1, high=65535)
 K1NODE_BIND = env_str("K1NODE_BIND", "0.0.0.0" if PRODUCTION else "127.0.0.1")  # noqa: S104
 K1NODE_DATA = Path(env_str("K1NODE_DATA", str(BASE_DIR / "data"))).resolve()
 K1NODE_DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
-# Which process of the node this is: web, worker, clock, or "" for a command. Decides durability and log fields.
+# Which process of the node this is: web, worker, clock, sender, or "" for a command. Decides durability and log fields.
 K1NODE_ROLE = env_str("K1NODE_ROLE")
+# A 2xx of the web survives power loss. What these do not hear of then, they do once more.
+AT_LEAST_ONCE = K1NODE_ROLE in ("worker", "clock", "sender")
 
 # Several nodes on one PostgreSQL must share their secrets, so a node must not make up its own there.
 SECRET_KEY = secrets.required("SECRET_KEY", K1NODE_DATA, production=PRODUCTION or bool(env_str("DB_HOST")))
@@ -179,8 +181,7 @@ if env_str("DB_HOST"):
             "CONN_HEALTH_CHECKS": True,
             "OPTIONS": {
                 "connect_timeout": 5,
-                # A 2xx of the web survives power loss; workers settle at least once anyway. As on SQLite below.
-                "options": "-c synchronous_commit=" + ("off" if K1NODE_ROLE in ("worker", "clock") else "on"),
+                "options": "-c synchronous_commit=" + ("off" if AT_LEAST_ONCE else "on"),
                 "application_name": f"k1node {K1NODE_ROLE}".strip(),
                 # A server that vanished without a word is noticed in seconds, not in the kernel's quarter of an hour.
                 "keepalives_idle": 10,
@@ -199,10 +200,9 @@ else:
             "OPTIONS": {
                 "timeout": 20,
                 "transaction_mode": "IMMEDIATE",
-                # A 2xx of the web survives power loss (FULL); workers settle at least once anyway (NORMAL).
                 "init_command": (
                     "PRAGMA journal_mode=WAL;"
-                    f"PRAGMA synchronous={'NORMAL' if K1NODE_ROLE in ('worker', 'clock') else 'FULL'};"
+                    f"PRAGMA synchronous={'NORMAL' if AT_LEAST_ONCE else 'FULL'};"
                     "PRAGMA temp_store=MEMORY;"
                     "PRAGMA cache_size=-16000;"
                     "PRAGMA mmap_size=268435456;"

@@ -13,6 +13,7 @@ from k1node.operations import jobs
 from recovery import dead_letters, interventions
 from scheduling import retention
 from scheduling.retention import Pruned
+from webhooks import retention as deliveries
 
 
 def prune(*, now: datetime, after: int = 0) -> Pruned:
@@ -35,4 +36,5 @@ def prune(*, now: datetime, after: int = 0) -> Pruned:
     gone += chain.prune(now - timedelta(days=settings.K1NODE_KEEP_AUDIT_DAYS), now=now)
     gone += pruned.rows + interventions.prune(now - keep_tasks)
     gone += idempotency.prune(now=now)
+    gone += deliveries.prune(now - timedelta(days=settings.K1NODE_KEEP_DELIVERY_DAYS), now=now)
     return Pruned(gone, pruned.after)

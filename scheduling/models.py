@@ -406,6 +406,8 @@ class Node(models.Model):
     started_at = models.DateTimeField()
     beat_at = models.DateTimeField()
     workers_beat_at = models.DateTimeField(null=True)  # the worker processes were last seen answering
+    stopped_at = models.DateTimeField(null=True)  # it was stopped in order, and has not beaten since
+    lost_at = models.DateTimeField(null=True)  # others missed its beats, and it has not beaten since
     workers = models.PositiveSmallIntegerField(default=0)
     running = models.PositiveSmallIntegerField(default=0)
     cpu_percent = models.FloatField(default=0)

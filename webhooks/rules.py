@@ -17,6 +17,9 @@ OPEN_AFTER = 5  # failures in a row: the breaker opens, and webhook.failing is p
 OPEN_FOR = timedelta(seconds=30)  # doubled with each probe that fails
 OPEN_CAP = timedelta(minutes=15)
 
+SECOND = timedelta(seconds=1)
+UNPACED = 1_000_000  # more than anybody asks for
+
 DISABLE_AFTER = timedelta(days=5)  # of nothing but failures
 DISABLE_AFTER_EXHAUSTED = 100  # deliveries in a row
 
@@ -85,7 +88,7 @@ def retry_after(text: str | None, *, now: datetime) -> timedelta | None:
     """Return the wait that a Retry-After header asks for, at most an hour; None if it says nothing usable."""
     text = (text or "").strip()
     if text.isascii() and text.isdigit():
-        wait = timedelta(seconds=int(text[:9]))  # more digits are more than an hour too
+        wait = timedelta(seconds=int(text.lstrip("0")[:9] or 0))  # more digits are more than an hour too
     else:
         try:
             moment = parsedate_to_datetime(text)
@@ -113,3 +116,31 @@ def why_give_up(code: Code, *, exhausted: int, failing_since: datetime | None, n
     if failing_since is not None and now - failing_since >= DISABLE_AFTER:
         return f"Nothing has arrived for {DISABLE_AFTER.days} days"
     return ""
+
+
+def allowed(per_second: int | None, paced_until: datetime | None, *, now: datetime) -> int:
+    """Return how many requests may be sent at `now`; at once never more than those of one second.
+
+    `paced_until` is when the next one is due: past, so many have been saved up; in future, none may be sent.
+    """
+    if paced_until is not None and paced_until > now:
+        return 0
+    if per_second is None:
+        return UNPACED
+    gap = _gap(per_second)
+    saved = SECOND - gap if paced_until is None else min(SECOND - gap, now - paced_until)
+    return min(per_second, saved // gap + 1)
+
+
+def paced(per_second: int | None, paced_until: datetime | None, sent: int, *, now: datetime) -> datetime | None:
+    """Return when the next request is due after `sent` more have been sent at `now`."""
+    if per_second is None or not sent:
+        return paced_until
+    gap = _gap(per_second)
+    earliest = now - (SECOND - gap)
+    return (earliest if paced_until is None else max(earliest, paced_until)) + sent * gap
+
+
+def _gap(per_second: int) -> timedelta:
+    # Rounded down: a second has room for all of them.
+    return timedelta(microseconds=1_000_000 // per_second)

@@ -159,17 +159,17 @@ def _moved(summary: str) -> Event:
     )
 
 
-def _redrive(summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
+def _job(kind: str, summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
     return Event(
         summary,
         {
-            "operation_id": {"type": "string", "description": "The redrive"},
+            "operation_id": {"type": "string", "description": f"The {kind}"},
             "state": {"type": "string", "const": state},
             "total": COUNT,
             "done": COUNT,
             "refused": COUNT,
         },
-        {"operation_id": "redrive-7sh2k9", "state": state, "total": 150, "done": done, "refused": 0, **(more or {})},
+        {"operation_id": f"{kind}-7sh2k9", "state": state, "total": 150, "done": done, "refused": 0, **(more or {})},
         optional={"reason": {"type": "string", "description": "What it waits for, or why it stopped"}, "by": BY},
     )
 
@@ -298,10 +298,22 @@ _EVENTS: dict[str, Event] = {
         {"by": BY, "reason": REASON},
         {"by": "operator-user-1", "reason": "Maintenance is over"},
     ),
-    "redrive.started": _redrive("A redrive has begun, or goes on", "running", 0, {"by": "operator-user-1"}),
-    "redrive.stopped": _redrive("A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}),
-    "redrive.completed": _redrive("A redrive is through", "completed", 150),
-    "redrive.cancelled": _redrive("A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "redrive.started": _job("redrive", "A redrive has begun, or goes on", "running", 0, {"by": "operator-user-1"}),
+    "redrive.stopped": _job(
+        "redrive", "A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}
+    ),
+    "redrive.completed": _job("redrive", "A redrive is through", "completed", 150),
+    "redrive.cancelled": _job("redrive", "A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "redelivery.started": _job(
+        "redelivery", "A redelivery has begun, or goes on", "running", 0, {"by": "operator-user-1"}
+    ),
+    "redelivery.stopped": _job(
+        "redelivery", "A redelivery rests", "stopped", 40, {"reason": "The webhook is not active: enable it first"}
+    ),
+    "redelivery.completed": _job("redelivery", "A redelivery is through", "completed", 150),
+    "redelivery.cancelled": _job(
+        "redelivery", "A redelivery was cancelled", "cancelled", 40, {"by": "operator-user-1"}
+    ),
     "batch.completed": _batch(
         "All tasks of a batch have ended, with or without failures",
         ["completed", "completed_with_failures"],
@@ -326,6 +338,47 @@ _EVENTS: dict[str, Event] = {
         "Somebody tries whether a webhook receives; sent when it is asked for, whatever the webhook is for",
         {"webhook_id": {"type": "string", "description": "The webhook"}, "by": BY},
         {"webhook_id": "wh-abc123xyz", "by": "operator-user-1"},
+    ),
+    "webhook.failing": Event(
+        "A webhook fails again and again: it is tried less often. Never sent to that webhook itself",
+        {
+            "webhook_id": TEXT,
+            "name": TEXT,
+            "failures": {"type": "integer", "minimum": 1, "description": "In a row"},
+            "failing_since": MOMENT,
+            "outcome": {"type": "string", "description": "What came of the last attempt, in a word"},
+        },
+        {
+            "webhook_id": "wh-3f8k2m9q7x1c5v0b",
+            "name": "Deploy notices",
+            "failures": 5,
+            "failing_since": AT,
+            "outcome": "timeout",
+        },
+    ),
+    "webhook.disabled": Event(
+        "A webhook was given up: nothing is sent to it until somebody enables it. Never sent to that webhook itself",
+        {"webhook_id": TEXT, "name": TEXT, "reason": {"type": "string", "description": "Why, in a sentence"}},
+        {
+            "webhook_id": "wh-3f8k2m9q7x1c5v0b",
+            "name": "Deploy notices",
+            "reason": "Nothing has arrived for 5 days",
+        },
+    ),
+    "node.lost": Event(
+        "A node has not been heard of for a while, and was not stopped",
+        {
+            "node_id": TEXT,
+            "hostname": TEXT,
+            "last_seen_at": MOMENT,
+            "running": {**COUNT, "description": "Tasks that it ran when it was last seen; other nodes run them again"},
+        },
+        {
+            "node_id": "5b2f0c1e-8a4d-4f6b-9c3e-7d1a2b3c4d5e",
+            "hostname": "worker-2",
+            "last_seen_at": AT,
+            "running": 3,
+        },
     ),
 }
 EVENTS: dict[str, Event] = {

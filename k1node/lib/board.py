@@ -5,10 +5,10 @@ whether the node drains, and the heartbeats by which `up` sees that a cluster of
 has to last: what must, is in the database. It survives the death of every process, so that after kill -9 of anything
 the next one can see which task was really running.
 
-Who writes: a worker its own slot; the pusher and the sentinel their cluster's beats; the clock its own beat; `up` the
-load, the drain mark, the retirement of clusters and the clearing of slots whose process is gone. A worker becomes busy
-only under the board's lock and only if its cluster is not retired, which is what lets `up` end the idle processes of a
-broken cluster without ending an innocent run.
+Who writes: a worker its own slot; the pusher and the sentinel their cluster's beats; clock and sender their own beat;
+`up` the load, the drain mark, the retirement of clusters and the clearing of slots whose process is gone. A worker
+becomes busy only under the board's lock and only if its cluster is not retired, which is what lets `up` end the idle
+processes of a broken cluster without ending an innocent run.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MAGIC = 0x4B314205
+MAGIC = 0x4B314206
 SLOTS = 256
 CLUSTERS = 16
 
@@ -71,6 +71,7 @@ class _Board(ctypes.Structure):
         ("memory_percent", ctypes.c_double),
         ("sampled_at", ctypes.c_double),
         ("clock_at", ctypes.c_double),
+        ("sender_at", ctypes.c_double),
         ("boot", ctypes.c_uint64),  # which start of the machine the times and pids belong to
         ("next_cluster", ctypes.c_uint32),
         ("reserved2", ctypes.c_uint32),
@@ -158,7 +159,7 @@ class Board:
         """
         with self.locked():
             data = self._data
-            data.drain_until = data.sampled_at = data.clock_at = 0
+            data.drain_until = data.sampled_at = data.clock_at = data.sender_at = 0
             for entry in self.clusters():
                 entry.retired = 1
             if data.boot == boot_mark():
@@ -169,7 +170,7 @@ class Board:
                 slot.state = FREE if slot.state == IDLE else GONE
             data.boot = boot_mark()
 
-    # --- load, drain and the clock's beat -----------------------------------------------------------------------
+    # --- load, drain, the beats of clock and sender -------------------------------------------------------------
 
     def record_load(self, cpu_percent: float, memory_percent: float) -> None:
         self._data.cpu_percent = cpu_percent
@@ -199,6 +200,15 @@ class Board:
     def clock_at(self) -> float:
         """Return the monotonic time of the clock's last tick, 0 if it has not ticked in this life."""
         return float(self._data.clock_at)
+
+    def sender_beat(self) -> None:
+        """Say that the sender still sends, as the clock does."""
+        self._data.sender_at = time.monotonic()
+
+    @property
+    def sender_at(self) -> float:
+        """Return the monotonic time of the sender's last beat, 0 if there was none in this life."""
+        return float(self._data.sender_at)
 
     # --- clusters -----------------------------------------------------------------------------------------------
 

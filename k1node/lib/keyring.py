@@ -50,7 +50,7 @@ def unseal(sealed: str, place: str) -> str:
     fernets = _fernets(tuple(settings.K1NODE_KEYRING))
     try:
         found, _, text = MultiFernet(fernets).decrypt(sealed).decode().partition("\n")
-    except (InvalidToken, UnicodeDecodeError):
+    except (InvalidToken, ValueError):
         raise SecretUnreadable(f"{place} cannot be read with the keys of K1NODE_KEYRING") from None
     if found != place:
         raise SecretUnreadable(f"{place} holds what was encrypted for another place")
@@ -61,7 +61,7 @@ def is_under_first_key(sealed: str) -> bool:
     """Say whether the key it was sealed with is the first one."""
     try:
         _fernets(tuple(settings.K1NODE_KEYRING))[0].decrypt(sealed)
-    except InvalidToken:
+    except (InvalidToken, ValueError):
         return False
     return True
 

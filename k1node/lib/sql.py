@@ -41,19 +41,23 @@ def moment_mark() -> str:
     return "%s::timestamptz" if is_postgresql() else "%s"
 
 
-def insert_many(table: str, columns: Columns, rows: Sequence[Row]) -> None:
-    """Insert `rows` (values in the order of `columns`, moments already `stored`)."""
+def insert_many(table: str, columns: Columns, rows: Sequence[Row], *, unless_there: bool = False) -> None:
+    """Insert `rows` (values in the order of `columns`, moments already `stored`).
+
+    With `unless_there` those that a unique constraint refuses are left out, and are no error.
+    """
     if not rows:
         return
     names = ", ".join(f'"{name}"' for name in columns)
+    tail = " ON CONFLICT DO NOTHING" if unless_there else ""
     with connection.cursor() as cursor:
         if is_postgresql():
             cursor.execute(
-                f'INSERT INTO "{table}" ({names}) SELECT * FROM {_recordset(columns)}', [_json(columns, rows)]
+                f'INSERT INTO "{table}" ({names}) SELECT * FROM {_recordset(columns)}{tail}', [_json(columns, rows)]
             )
         else:
             marks = ", ".join(["%s"] * len(columns))
-            cursor.executemany(f'INSERT INTO "{table}" ({names}) VALUES ({marks})', rows)
+            cursor.executemany(f'INSERT INTO "{table}" ({names}) VALUES ({marks}){tail}', rows)
 
 
 SQLITE_VALUES = 32_000  # a statement takes no more

@@ -1,14 +1,14 @@
 """The loop of `manage.py up`: it keeps one node's processes running and, at the end, leaves none.
 
-State: three services (clock, cluster, web), the clusters on the board, and, once asked to stop, the progress of the
-stop. All of it belongs to the one thread of this loop; only the web probe has a thread of its own. This process is
+State: four services (clock, sender, cluster, web), the clusters on the board, and, once asked to stop, the progress of
+the stop. All of it belongs to the one thread of this loop; only the web probe has a thread of its own. This process is
 a child subreaper and every exit, of children and of adopted orphans, is taken by waitpid(-1) in `_reap`, nowhere else.
 
 Each turn, at the latest after 250 ms: reap; clear the slots of dead workers (end their commands first); end strays;
 measure the load; then either keep (replace what hangs, start what is due) or, when asked to stop, stop:
 
-1. the drain mark goes on the board; the clock and the cluster's parent get SIGTERM; the web goes on answering;
-2. when no worker is left, or their time is over and they are killed, the web gets SIGTERM;
+1. the drain mark goes on the board; clock, sender and the cluster's parent get SIGTERM; the web goes on answering;
+2. when none of them and no worker is left, or their time is over and they are killed, the web gets SIGTERM;
 3. when the web has gone, or its time is over, everything below this process is killed, normally nothing.
 
 A second signal leaves three seconds for all of it.
@@ -41,8 +41,8 @@ TURN_MS = 250
 ROUND_SECONDS = 1.0  # between two measurements, and two looks for new orphans
 GAP_SECONDS = 2.0  # a longer turn means that this process was stopped or starved, and then so were the others
 FORGIVING_SECONDS = 10.0
-CLOCK_SECONDS = 20.0
-CLOCK_START_SECONDS = 30.0
+SILENT_SECONDS = 20.0  # that a clock or a sender may be
+START_SECONDS = 30.0  # until their first beat
 IDLE_STOP_SECONDS = 10.0  # a cluster that has had no busy worker for so long and has not ended never will
 LAST_SECONDS = 10.0  # beyond drain and kill grace
 EARLIER_SECONDS = 10.0  # and beyond that for an earlier life's processes, which end themselves by then
@@ -56,6 +56,7 @@ class Plan:
     """What to run, as command lines, and within which limits."""
 
     clock: Sequence[str]
+    sender: Sequence[str]
     cluster: Sequence[str]
     web: Sequence[str]
     web_address: tuple[str, int]
@@ -91,6 +92,7 @@ class Keeper:
         os.set_inheritable(self._lifeline, True)
         self._wakeup, self._wakeup_end = os.pipe()
         self._clock = Service("clock", "clock", plan.clock, now)
+        self._sender = Service("sender", "sender", plan.sender, now)
         self._web = Service("web", "web", plan.web, now)
         board.begin_life()
         self._clusters = Clusters(
@@ -99,7 +101,7 @@ class Keeper:
             workers=plan.workers,
             earlier_until=now + plan.drain_limit + EARLIER_SECONDS,
         )
-        self._services = (self._clock, self._clusters.service, self._web)
+        self._services = (self._clock, self._sender, self._clusters.service, self._web)
         self._probe = WebProbe(*plan.web_address)
         self._load = LoadMeter(now)
         self._turned_at = now
@@ -199,7 +201,9 @@ class Keeper:
         return not process_table.children(self._me) <= known
 
     def _end_strays(self) -> None:
-        sessions = {service.pid for service in (self._clock, self._web)} | self._clusters.retired_sessions()
+        sessions = {
+            service.pid for service in (self._clock, self._sender, self._web)
+        } | self._clusters.retired_sessions()
         spared = {service.pid for service in self._services} | self._inherited
         crews = self._clusters.crews()
 
@@ -217,8 +221,9 @@ class Keeper:
             self._probe.watch(self._web.started_at if self._web.pid else None)
         else:
             self._check(now)
-        if self._clock.is_due(now):
-            self._clock.start(now, self._lifeline)
+        for service in (self._clock, self._sender):
+            if service.is_due(now):
+                service.start(now, self._lifeline)
         if self._clusters.service.is_due(now):
             self._clusters.start(now, self._lifeline)
         if self._web.is_due(now):
@@ -226,9 +231,12 @@ class Keeper:
             self._probe.watch(now if self._web.pid else None)
 
     def _check(self, now: float) -> None:
-        if self._clock.pid and is_clock_hung(self._clock.started_at, self._board.clock_at, now):
+        if self._clock.pid and is_silent(self._clock.started_at, self._board.clock_at, now):
             logger.warning("Clock hangs and is killed", extra={"pid": self._clock.pid})
             self._clock.kill_session()
+        if self._sender.pid and is_silent(self._sender.started_at, self._board.sender_at, now):
+            logger.warning("Sender hangs and is killed", extra={"pid": self._sender.pid})
+            self._sender.kill_session()
         if self._web.pid and self._probe.is_hung(now):
             logger.warning("Web does not answer and is killed", extra={"pid": self._web.pid})
             self._probe.watch(None)
@@ -264,6 +272,7 @@ class Keeper:
         logger.info("Stopping", extra={"drain_seconds": self._plan.drain_seconds})
         self._board.drain(now + self._plan.drain_seconds)
         self._clock.stop()
+        self._sender.stop()
         self._clusters.service.stop()
         return Stop(workers_until=now + self._plan.drain_limit, idle_until=now + IDLE_STOP_SECONDS)
 
@@ -296,11 +305,11 @@ class Keeper:
         return 0 if self._is_clean else 1
 
 
-def is_clock_hung(started_at: float, beat_at: float, now: float) -> bool:
-    """Say whether the clock started at `started_at` has been silent for too long; all times monotonic."""
+def is_silent(started_at: float, beat_at: float, now: float) -> bool:
+    """Say whether what was started at `started_at` has not beaten for too long; all times monotonic."""
     if beat_at < started_at:
-        return now - started_at > CLOCK_START_SECONDS
-    return now - beat_at > CLOCK_SECONDS
+        return now - started_at > START_SECONDS
+    return now - beat_at > SILENT_SECONDS
 
 
 def become_subreaper() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from k1node.node.keeper import is_clock_hung
+from k1node.node.keeper import is_silent
 from k1node.node.load import smoothed
 from k1node.node.services import Backoff, Service, describe
 
@@ -80,7 +80,7 @@ def test_a_service_that_cannot_be_started_is_tried_again_later() -> None:
     ],
 )
 def test_a_clock_is_hung_when_its_beat_is_old(beat_at: float, now: float, hung: bool) -> None:
-    assert is_clock_hung(100.0, beat_at, now) is hung
+    assert is_silent(100.0, beat_at, now) is hung
 
 
 def test_one_spike_of_load_is_smoothed_away_and_a_lasting_one_is_not() -> None:

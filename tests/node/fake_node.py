@@ -30,6 +30,7 @@ def keep(folder: Path) -> None:
 
     plan = Plan(
         clock=program("clock"),
+        sender=program("sender"),
         cluster=program("cluster"),
         web=program("web"),
         web_address=("127.0.0.1", 9),
@@ -50,6 +51,14 @@ def clock(folder: Path) -> None:
     board = Board(folder / "board")
     while True:
         board.clock_beat()
+        time.sleep(0.1)
+
+
+def sender(folder: Path) -> None:
+    end_with_up()
+    board = Board(folder / "board")
+    while True:
+        board.sender_beat()
         time.sleep(0.1)
 
 
@@ -107,4 +116,4 @@ def work(board: Board, slot: WorkerSlot, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"keep": keep, "clock": clock, "web": web, "cluster": cluster}[sys.argv[1]](Path(sys.argv[2]))
+    {"keep": keep, "clock": clock, "sender": sender, "web": web, "cluster": cluster}[sys.argv[1]](Path(sys.argv[2]))

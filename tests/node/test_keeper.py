@@ -27,7 +27,7 @@ class Node:
     def start(self) -> None:
         self.up = subprocess.Popen([sys.executable, str(FAKE), "keep", str(self.folder)], start_new_session=True)
         self.board = Board(self.folder / "board")
-        self.until(lambda: len(self.children()) == 3 and self.slots(IDLE) == 2)
+        self.until(lambda: len(self.children()) == 4 and self.slots(IDLE) == 2)
 
     def children(self) -> dict[str, int]:
         """Return the living services by name."""
@@ -35,7 +35,7 @@ class Node:
         for pid in process_table.children(self.up.pid):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
             name = words[2] if len(words) > 2 else ""
-            if os.getsid(pid) == pid and name in ("clock", "cluster", "web"):
+            if os.getsid(pid) == pid and name in ("clock", "sender", "cluster", "web"):
                 found[name] = pid
         return found
 
@@ -85,7 +85,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node.end()
 
 
-@pytest.mark.parametrize("name", ["clock", "web", "cluster"])
+@pytest.mark.parametrize("name", ["clock", "sender", "web", "cluster"])
 def test_what_dies_is_started_again_at_once(node: Node, name: str) -> None:
     before = node.children()
 

@@ -30,6 +30,7 @@ def node(one_node: RunningNode) -> RunningNode:
 VICTIMS: dict[str, Callable[[RunningNode], psutil.Process]] = {
     "web": lambda node: node.named("web"),
     "clock": lambda node: node.named("clock"),
+    "sender": lambda node: node.named("sender"),
     "cluster parent": lambda node: node.named("cluster"),
     "sentinel": lambda node: node.sentinel(),
     "pusher": lambda node: node.helpers()[1],

@@ -19,10 +19,20 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         stop = threading.Event()
+        asked = threading.Event()  # to stop, before `up` was gone: the node is stopped in order
+
+        def ask(*_: object) -> None:
+            if not stop.is_set():
+                asked.set()
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, ask)
         lifeline.watch(stop.set)
         lifeline.end_this_process_with_up(STUCK_SECONDS)
         thread = notifier.start(stop)
-        Clock().run(stop.is_set)
+        clock = Clock()
+        clock.run(stop.is_set)
+        if asked.is_set():
+            clock.say_goodbye()
         thread.join(NOTIFIER_SECONDS)

@@ -11,7 +11,7 @@ from k1node.node.services import manage
 
 
 class Command(BaseCommand):
-    help = "Run this node: migrate the database, then keep the web, the clock and the workers running until a signal."
+    help = "Run this node: migrate the database, then keep web, clock, sender and workers running until a signal."
     # The child that migrates runs them; here they would only load what this process never needs.
     requires_system_checks = ()
 
@@ -25,6 +25,7 @@ class Command(BaseCommand):
         self._say(start.banner())
         plan = Plan(
             clock=manage("clock"),
+            sender=manage("sender"),
             cluster=manage("cluster"),
             web=manage("web"),
             web_address=(address_to_ask(settings.K1NODE_BIND), settings.PORT),
