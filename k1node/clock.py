@@ -15,7 +15,7 @@ on. The loop sleeps until the next slot or delay is due, at most TICK.
 | tend breakers | tick | what an opening one stops is parked, probes go out, what waited is let through |
 | wake breakers | 0.5 s | those that could probe and at which a task has arrived; a hold whose time is over ends |
 | resume | 0.5 s | paused tasks whose pause is over go on |
-| carry on bulk jobs | tick | the next few of each set: redrives |
+| carry on bulk jobs | tick | the next few of each set: redrives, redeliveries |
 | seal audit log | 1 s | one block over the new records |
 | note audit checkpoint | 60 s | the newest block, outside the database |
 | sweep gates | 30 s | missed releases, counts that do not match |
@@ -41,13 +41,14 @@ from k1node.lib.node_id import node_id
 from k1node.operations import jobs
 from recovery import breakers, holds, interventions, redrives, supervision
 from scheduling import claims, gates, nodes, retention, slots
+from webhooks import redelivery
 
 logger = logging.getLogger(__name__)
 
 TICK = 0.2
 GAP_SECONDS = 5.0  # a longer pause between two ticks (an outage, a suspend) makes every lease look dead
 STAGE_MOST = 1000
-KINDS = {kind.name: kind for kind in (redrives.REDRIVE,)}
+KINDS = {kind.name: kind for kind in (redrives.REDRIVE, redelivery.REDELIVERY)}
 JOBS_SECONDS = 0.3  # bulk jobs can wait, slots and delays cannot
 DUTY_SECONDS = 2.0  # a duty that finds more to do goes on at the next tick, after the others
 

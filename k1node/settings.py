@@ -373,6 +373,8 @@ SPECTACULAR_SETTINGS = {
         "StateEnum": "recovery.breaker_rules.State",
         "DLQStatus": "recovery.models.DeadLetter.Status",
         "TaskStatus": "scheduling.queries.SHOWN",
+        "WebhookState": "webhooks.endpoints.State",
+        "DeliveryState": "webhooks.models.Delivery.State",
     },
 }
 

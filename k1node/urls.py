@@ -24,6 +24,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v2/", include("k1node.access.api.urls")),
     path("api/v2/", include("scheduling.api.urls")),
     path("api/v2/", include("recovery.api.urls")),
+    path("api/v2/", include("webhooks.api.urls")),
     path("api/v2/", include("k1node.audit.api.urls")),
 ]
 

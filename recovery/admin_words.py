@@ -10,7 +10,6 @@ from django.utils.safestring import SafeString
 
 from k1node.lib import admin_display as display
 from k1node.lib.errors import K1NodeError
-from k1node.operations.models import Operation
 from recovery import breaker_rules as rules
 from recovery.breaker_rules import Pin, State
 from recovery.models import Breaker, DeadLetter, Intervention
@@ -63,11 +62,6 @@ def state_badge(row: Breaker) -> SafeString:
 def letter_badge(row: DeadLetter) -> SafeString:
     """Return the state of a dead letter."""
     return display.badge(f"letter {row.status}", row.status)
-
-
-def job_badge(row: Operation) -> SafeString:
-    """Return the state of a redrive."""
-    return display.badge(f"job {row.state}", row.state)
 
 
 def error_line(row: DeadLetter) -> SafeString:

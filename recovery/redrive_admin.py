@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.views.decorators.http import require_http_methods, require_POST
 
 from k1node.lib import admin_display as display
@@ -22,7 +20,7 @@ from k1node.lib.admin_paging import KeysetAdmin
 from k1node.lib.clock_time import database_now
 from k1node.lib.errors import InvalidRequest, K1NodeError
 from k1node.operations import jobs
-from k1node.operations.admin import OperationAdmin
+from k1node.operations.admin import PAGES, job_badge, progress_bar
 from k1node.operations.jobs import Pace
 from k1node.operations.models import Item, Operation
 from recovery import admin_words as words
@@ -42,7 +40,6 @@ TYPED_ABOVE = 1_000  # entries whose number is typed in before they are resubmit
 EXAMPLES = 3  # entries shown beside the form
 SHOWN = 5  # results
 REFUSED_AT_ONCE = 20
-WIDTH = 1_000  # of the bar, in its own units
 NAMES = {"task_id": "task", "circuit_breaker": "breaker", "fingerprint": "error"}
 
 
@@ -134,7 +131,7 @@ class RedrivePages(KeysetAdmin):
             "original": job,
             "job": job,
             "now": database_now(),
-            "badge": words.job_badge(job),
+            "badge": job_badge(job),
             "entries": words.entries(job.total),
             "total_text": f"{job.total:,}",
             "chosen": _chosen_by(job),
@@ -259,34 +256,4 @@ def page_of(job: Operation) -> str:
     return reverse("admin:recovery_redrive", args=(job.operation_id,))
 
 
-def progress_bar(job: Operation) -> SafeString:
-    """Return how far a job has come as a picture; the numbers stand beside it, too."""
-    done = WIDTH * job.done // max(1, job.total)
-    refused = WIDTH * (job.done + job.refused) // max(1, job.total) - done
-    parts = (("k1-progress-done", 0, done), ("k1-progress-refused", done, refused))
-    return format_html(
-        '<svg class="k1-progress" viewBox="0 0 {} 12" preserveAspectRatio="none" role="img"'
-        ' aria-label="{} done and {} refused of {}">{}</svg>',
-        WIDTH,
-        job.done,
-        job.refused,
-        job.total,
-        format_html_join("", '<rect class="{}" x="{}" y="0" width="{}" height="12"></rect>', parts),
-    )
-
-
-admin.site.unregister(Operation)
-
-
-@admin.register(Operation)
-class RedriveListAdmin(OperationAdmin):
-    """The list of bulk jobs leads to the pages of redrives."""
-
-    list_display = ("job", "stands", "progress", "created_by", "created", "said")
-    list_display_links = None  # type: ignore[assignment]
-    stands = display.column("state", words.job_badge)
-
-    @admin.display(description="job")
-    def job(self, row: Operation) -> str:
-        address = page_of(row) if row.kind == redrives.KIND else display.page_of(row)
-        return format_html('<a href="{}">{}</a>', address, row.operation_id)
+PAGES[redrives.KIND] = page_of

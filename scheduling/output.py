@@ -4,6 +4,7 @@ A chunk is a piece of one stream at a position: the count of bytes both streams 
 never change, so a reader can ask "from offset N" while the run goes on, and sees a cut as a gap between positions.
 """
 
+import codecs
 from collections import deque
 from dataclasses import dataclass
 
@@ -45,11 +46,15 @@ class BoundedOutput:
     def __len__(self) -> int:
         return self.total
 
-    @property
-    def excerpt(self) -> str:
-        """Return the beginning of the output as text, at most EXCERPT_BYTES of it."""
-        # PostgreSQL stores no NUL in JSON.
-        return self._opening.decode("utf-8", "replace").replace("\0", "\ufffd")
+    def beginning(self) -> tuple[str, bool]:
+        """Return the beginning of the output as text of at most EXCERPT_BYTES, and whether there is more."""
+        # A character that the end cuts in two is left out; PostgreSQL stores no NUL in JSON.
+        is_cut = self.total > EXCERPT_BYTES
+        text = codecs.utf_8_decode(self._opening, "replace", not is_cut)[0].replace("\0", "\ufffd")
+        if not text.isascii() and len(written := text.encode()) > EXCERPT_BYTES:
+            # What stands for bytes that are no text is longer than they are.
+            return written[:EXCERPT_BYTES].decode("utf-8", "ignore"), True
+        return text, is_cut
 
     @property
     def cut_before(self) -> int:

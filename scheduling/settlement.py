@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import orjson
+from django.conf import settings
 from django.db import connection
 
 from k1node.events import log
@@ -26,6 +28,7 @@ from scheduling.output import HEAD_BYTES, TAIL_BYTES, Chunk
 logger = logging.getLogger(__name__)
 
 SHARDS = 8  # of a schedule's totals
+OUTPUT_PATH = "/api/v2/tasks/{}/output"
 
 # Plain strings: an enum's own `value` costs a call for each of four columns of each task.
 STATUS_AFTER = {
@@ -150,16 +153,16 @@ def _rows(claim: Claim, outcome: Outcome, decision: Decision) -> Rows:
 
 
 def _event_data(claim: Claim, outcome: Outcome, decision: Decision, status: str, spent: int) -> str:
-    data: dict[str, Any] = {
-        "task_id": claim.task_id,
-        "status": status,
-        "attempt": spent,
-        "result": {
-            "exit_code": outcome.exit_code,
-            "duration_ms": outcome.duration_ms,
-            "output": "" if outcome.output is None else outcome.output.excerpt,
-        },
+    output, is_cut = ("", False) if outcome.output is None else outcome.output.beginning()
+    result: dict[str, Any] = {
+        "exit_code": outcome.exit_code,
+        "duration_ms": outcome.duration_ms,
+        "output": output,
     }
+    if is_cut:
+        result["output_truncated"] = True
+        result["output_url"] = f"{settings.K1NODE_URL}{OUTPUT_PATH.format(quote(claim.task_id, safe=''))}"
+    data: dict[str, Any] = {"task_id": claim.task_id, "status": status, "attempt": spent, "result": result}
     if outcome.error:
         data["error"] = outcome.error
     if decision.due_at is not None:

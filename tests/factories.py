@@ -9,6 +9,7 @@ from recovery.fingerprints import fingerprint
 from recovery.models import DeadLetter
 from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
 from scheduling.outcomes import OutcomeKind
+from webhooks import models as webhooks_models
 from webhooks import signing_secrets
 from webhooks.models import Delivery, Message, Webhook
 
@@ -153,3 +154,17 @@ def make_delivery(webhook: Webhook | None = None, message: Message | None = None
         case Delivery.State.DELIVERED | Delivery.State.FAILED | Delivery.State.CANCELLED:
             defaults["finished_at"] = NOW
     return Delivery.objects.create(**defaults | fields)
+
+
+def make_delivery_attempt(delivery: Delivery | None = None, **fields: Any) -> webhooks_models.Attempt:
+    """Return a first attempt that was answered with 200."""
+    defaults: dict[str, Any] = {
+        "delivery": delivery or make_delivery(state=Delivery.State.DELIVERED),
+        "number": 1,
+        "started_at": NOW,
+        "finished_at": NOW + timedelta(seconds=1),
+        "outcome": "delivered",
+        "status": 200,
+        "url": "https://receiver.example/hooks",
+    }
+    return webhooks_models.Attempt.objects.create(**defaults | fields)

@@ -133,6 +133,8 @@ class Delivery(models.Model):
     finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
+        verbose_name = "webhook delivery"
+        verbose_name_plural = "webhook deliveries"
         constraints = (
             models.UniqueConstraint(fields=("message", "webhook"), name="delivery_once"),
             models.CheckConstraint(

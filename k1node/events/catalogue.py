@@ -1,6 +1,7 @@
 """Every event by its name: what it says, and the shape of its data. A new event needs a line here before a publish.
 
-Receivers get it in one envelope, {id, timestamp, event, data}. Later versions may add to the data, never take away.
+Receivers get it in one envelope, {id, timestamp, event, data, occurred_at}. Later versions may add to the data, never
+take away.
 """
 
 from collections.abc import Mapping
@@ -24,9 +25,24 @@ RESULT: Shape = {
     "properties": {
         "exit_code": {"type": ["integer", "null"]},
         "duration_ms": {"type": ["integer", "null"], "minimum": 0},
-        "output": {"type": "string", "description": "The end of what it wrote"},
+        "output": {"type": "string", "description": "The beginning of what it wrote, at most 8 kB"},
+        "output_truncated": {"type": "boolean", "const": True, "description": "There where it wrote more"},
+        "output_url": {
+            "type": "string",
+            "format": "uri-reference",
+            "description": "Where the rest is to be had, for a key with scheduler:read; only with output_truncated",
+        },
     },
 }
+PROGRESS: Shape = {
+    "type": "object",
+    "required": ["total", "completed", "failed", "in_progress"],
+    "properties": {
+        **dict.fromkeys(("total", "completed", "failed", "in_progress"), COUNT),
+        **dict.fromkeys(("skipped", "cancelled"), COUNT),
+    },
+}
+TEST = "webhook.test"  # of no fact: sent when somebody asks for it, and not to be subscribed to
 AT = "2025-11-09T12:37:29.000+00:00"
 
 
@@ -52,18 +68,25 @@ class Event:
         return {
             "type": "object",
             "description": self.summary,
-            "required": ["id", "timestamp", "event", "data"],
+            "required": ["id", "timestamp", "event", "data", "occurred_at"],
             "properties": {
                 "id": {"type": "string", "description": "The same in every attempt to deliver it"},
-                "timestamp": MOMENT,
+                "timestamp": {**MOMENT, "description": "When this attempt was sent"},
                 "event": {"type": "string", "const": self.name},
                 "data": self.data(),
+                "occurred_at": {**MOMENT, "description": "When it happened; the same in every attempt"},
             },
         }
 
     def sample(self) -> dict[str, Any]:
         """Return a whole message."""
-        return {"id": "wh-evt-123", "timestamp": AT, "event": self.name, "data": dict(self.example)}
+        return {
+            "id": "wh-evt-123",
+            "timestamp": AT,
+            "event": self.name,
+            "data": dict(self.example),
+            "occurred_at": AT,
+        }
 
 
 def _ended(summary: str, status: str, example: Mapping[str, Any]) -> Event:
@@ -136,18 +159,49 @@ def _moved(summary: str) -> Event:
     )
 
 
-def _redrive(summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
+def _job(kind: str, summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
     return Event(
         summary,
         {
-            "operation_id": {"type": "string", "description": "The redrive"},
+            "operation_id": {"type": "string", "description": f"The {kind}"},
             "state": {"type": "string", "const": state},
             "total": COUNT,
             "done": COUNT,
             "refused": COUNT,
         },
-        {"operation_id": "redrive-7sh2k9", "state": state, "total": 150, "done": done, "refused": 0, **(more or {})},
+        {"operation_id": f"{kind}-7sh2k9", "state": state, "total": 150, "done": done, "refused": 0, **(more or {})},
         optional={"reason": {"type": "string", "description": "What it waits for, or why it stopped"}, "by": BY},
+    )
+
+
+def _batch(summary: str, statuses: list[str], example: Mapping[str, Any]) -> Event:
+    return Event(
+        summary,
+        {
+            "batch_id": {"type": "string", "description": "The batch"},
+            "status": {"type": "string", "enum": statuses},
+            "progress": {**PROGRESS, "description": "How its tasks have ended"},
+        },
+        {"batch_id": "batch-export-20251109", **example},
+        optional={"by": BY, "reason": REASON},
+    )
+
+
+def _alert(summary: str, state: str, example: Mapping[str, Any]) -> Event:
+    return Event(
+        summary,
+        {
+            "alert": {"type": "string", "description": "Its name"},
+            "state": {"type": "string", "const": state},
+            "summary": {"type": "string", "description": "What is the matter, in a sentence"},
+            "since": {**MOMENT, "description": "When it began to fire"},
+        },
+        {"alert": "error-rate", "state": state, **example},
+        optional={
+            "severity": {"type": "string", "enum": ["info", "warning", "critical"]},
+            "value": {"type": "number", "description": "What was measured"},
+            "threshold": {"type": "number", "description": "What it is measured by"},
+        },
     )
 
 
@@ -244,10 +298,47 @@ _EVENTS: dict[str, Event] = {
         {"by": BY, "reason": REASON},
         {"by": "operator-user-1", "reason": "Maintenance is over"},
     ),
-    "redrive.started": _redrive("A redrive has begun, or goes on", "running", 0, {"by": "operator-user-1"}),
-    "redrive.stopped": _redrive("A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}),
-    "redrive.completed": _redrive("A redrive is through", "completed", 150),
-    "redrive.cancelled": _redrive("A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "redrive.started": _job("redrive", "A redrive has begun, or goes on", "running", 0, {"by": "operator-user-1"}),
+    "redrive.stopped": _job(
+        "redrive", "A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}
+    ),
+    "redrive.completed": _job("redrive", "A redrive is through", "completed", 150),
+    "redrive.cancelled": _job("redrive", "A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "redelivery.started": _job(
+        "redelivery", "A redelivery has begun, or goes on", "running", 0, {"by": "operator-user-1"}
+    ),
+    "redelivery.stopped": _job(
+        "redelivery", "A redelivery rests", "stopped", 40, {"reason": "The webhook is not active: enable it first"}
+    ),
+    "redelivery.completed": _job("redelivery", "A redelivery is through", "completed", 150),
+    "redelivery.cancelled": _job(
+        "redelivery", "A redelivery was cancelled", "cancelled", 40, {"by": "operator-user-1"}
+    ),
+    "batch.completed": _batch(
+        "All tasks of a batch have ended, with or without failures",
+        ["completed", "completed_with_failures"],
+        {"status": "completed", "progress": {"total": 2, "completed": 2, "failed": 0, "in_progress": 0}},
+    ),
+    "batch.failed": _batch(
+        "A batch has stopped before its end, or was cancelled",
+        ["failed", "cancelled"],
+        {"status": "failed", "progress": {"total": 2, "completed": 0, "failed": 1, "in_progress": 0, "cancelled": 1}},
+    ),
+    "alert.firing": _alert(
+        "Something is the matter with the node",
+        "firing",
+        {"summary": "7.5 % of the runs have failed", "since": AT, "severity": "critical", "value": 7.5, "threshold": 5},
+    ),
+    "alert.resolved": _alert(
+        "What an alert was about is over",
+        "resolved",
+        {"summary": "1.2 % of the runs have failed", "since": AT, "severity": "critical", "value": 1.2, "threshold": 5},
+    ),
+    TEST: Event(
+        "Somebody tries whether a webhook receives; sent when it is asked for, whatever the webhook is for",
+        {"webhook_id": {"type": "string", "description": "The webhook"}, "by": BY},
+        {"webhook_id": "wh-abc123xyz", "by": "operator-user-1"},
+    ),
     "webhook.failing": Event(
         "A webhook fails again and again: it is tried less often. Never sent to that webhook itself",
         {

@@ -97,11 +97,19 @@ def _end_with(parent: int) -> None:
 
 
 def prepare_database(say: Callable[[str], None]) -> None:
-    """Check the configuration, migrate, and see that somebody can sign in. Many nodes may call it at once."""
+    """Check the configuration, migrate, and see that stored secrets can be read and that somebody can sign in.
+
+    Many nodes may call it at once. Raises CommandError.
+    """
+    # Models can be imported only where Django is set up, which the parent of this process need not be.
+    from webhooks import stored_secrets
+
     keep_private()
     wait_for_database(say)
     with migration_lock(say):
         call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
+        if problem := stored_secrets.why_not_start():
+            raise CommandError(problem)
         password = create_first_operator(say)
     connection.close()
     if password is not None:

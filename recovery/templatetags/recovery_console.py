@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 
 from k1node.lib import admin_display as display
 from k1node.lib.clock_time import database_now
+from k1node.operations.admin import job_badge
 from k1node.operations.models import Operation
 from recovery import admin_words as words
 from recovery import breakers, holds, redrive_admin, redrives
@@ -142,7 +143,7 @@ def _stopped() -> list[Stopped]:
     """Return the redrives that have stopped, of the newest."""
     newest = Operation.objects.filter(kind=redrives.KIND).order_by("-pk").only("operation_id", "state", "said")
     return [
-        Stopped(job, words.job_badge(job), redrive_admin.page_of(job))
+        Stopped(job, job_badge(job), redrive_admin.page_of(job))
         for job in newest[:REDRIVES_SEEN]
         if job.state == Operation.State.STOPPED
     ][:MOST_TROUBLE]

@@ -50,7 +50,19 @@ from scheduling.models import (
     Task,
     TaskStatus,
 )
-from tests.factories import NOW, make_attempt, make_dead_letter, make_gate, make_schedule, make_task
+from tests.factories import (
+    NOW,
+    make_attempt,
+    make_dead_letter,
+    make_delivery,
+    make_delivery_attempt,
+    make_gate,
+    make_message,
+    make_schedule,
+    make_task,
+    make_webhook,
+)
+from webhooks import models as webhooks
 
 HOSTILE = "<script>alert(1)</script>"
 SHOWN_HOSTILE = "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -158,7 +170,44 @@ def rows() -> dict[type[models.Model], models.Model]:
         ),
         DeniedToken: DeniedToken.objects.create(issuer=HOSTILE, jti=HOSTILE, denied_at=NOW, expires_at=NOW),
         **app_rows(),
+        **webhook_rows(),
         User: User.objects.create_user("other", first_name=HOSTILE),
+    }
+
+
+def webhook_rows() -> dict[type[models.Model], models.Model]:
+    """Return a webhook that fails, and what was sent to it."""
+    webhook = make_webhook(
+        name=HOSTILE,
+        url=f"https://receiver.example/{HOSTILE}",
+        events=[HOSTILE],
+        header_names=[HOSTILE],
+        created_by=HOSTILE,
+        failures=9,
+        failing_since=NOW,
+        last_failure_at=NOW,
+        last_error=HOSTILE,
+    )
+    message = make_message(event=HOSTILE, data=f'{{"text":"{HOSTILE}"}}')
+    delivery = make_delivery(webhook, message, state="failed", attempts=1, last_error=HOSTILE, redelivered_by=HOSTILE)
+    attempt = make_delivery_attempt(
+        delivery,
+        outcome="refused",
+        error=HOSTILE,
+        url=webhook.url,
+        address=HOSTILE,
+        allowed_by=HOSTILE,
+        total_ms=5,
+        request_headers={HOSTILE: HOSTILE},
+        response_headers={HOSTILE: HOSTILE},
+        response_body=HOSTILE,
+    )
+    return {
+        webhooks.Webhook: webhook,
+        webhooks.Message: message,
+        webhooks.Delivery: delivery,
+        webhooks.Attempt: attempt,
+        webhooks.FanoutCursor: webhooks.FanoutCursor.objects.create(),
     }
 
 
@@ -212,7 +261,7 @@ def text_of(response: Any) -> str:
 def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> None:
     ours = {
         model
-        for label in ("scheduling", "recovery", "events", "access", "audit", "api", "operations")
+        for label in ("scheduling", "recovery", "events", "access", "audit", "api", "operations", "webhooks")
         for model in apps.get_app_config(label).get_models()
     }
 
@@ -304,6 +353,10 @@ MACHINE_WRITTEN = [
     oauth.AccessToken,
     oauth.RefreshToken,
     oauth.Grant,
+    webhooks.Message,
+    webhooks.Delivery,
+    webhooks.Attempt,
+    webhooks.FanoutCursor,
 ]
 
 

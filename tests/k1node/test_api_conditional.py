@@ -19,7 +19,7 @@ from recovery import breakers
 from recovery.records import By
 from scheduling.models import RetryPolicy, Schedule
 from tests.databases import Rival
-from tests.factories import NOW, make_dead_letter, make_policy, make_schedule, make_task
+from tests.factories import NOW, make_dead_letter, make_delivery, make_policy, make_schedule, make_task, make_webhook
 
 Clients = Callable[..., APIClient]
 pytestmark = pytest.mark.django_db
@@ -60,17 +60,28 @@ def a_redrive() -> str:
     return f"/api/v2/queue/dlq/redrives/{job.operation_id}"
 
 
+def a_webhook() -> str:
+    return f"/api/v2/webhooks/{make_webhook().webhook_id}"
+
+
+def a_delivery() -> str:
+    row = make_delivery()
+    return f"/api/v2/webhooks/{row.webhook.webhook_id}/deliveries/{row.delivery_id}"
+
+
 # By path in the document: a maker of one, and the method of its changes with two bodies, if there is any.
 SETTINGS: dict[str, tuple[Callable[[], str], dict[str, Any], dict[str, Any]]] = {
     "/scheduler/schedules/{scheduleId}": (a_schedule, {"priority": 7}, {"priority": 8}),
     "/retry-policies/{name}": (a_policy, {"max_attempts": 7}, {"max_attempts": 8}),
     "/circuit-breaker/{breakerId}": (a_breaker, {"min_calls": 7}, {"min_calls": 8}),
     "/api-keys/{keyId}": (an_api_key, {"requests_per_hour": 7}, {"requests_per_hour": 8}),
+    "/webhooks/{webhookId}": (a_webhook, {"max_in_flight": 7}, {"max_in_flight": 8}),
 }
 RECORDS: dict[str, Callable[[], str]] = {
     "/tasks/{taskId}": a_task,
     "/queue/dlq/{dlqId}": a_dead_letter,
     "/queue/dlq/redrives/{redriveId}": a_redrive,
+    "/webhooks/{webhookId}/deliveries/{deliveryId}": a_delivery,
 }
 resources = pytest.mark.parametrize(
     "make", [*(make for make, _, _ in SETTINGS.values()), *RECORDS.values()], ids=lambda make: make.__name__
@@ -242,6 +253,7 @@ def test_without_if_match_or_with_a_star_any_state_will_do(
         ),
         ("/api/v2/retry-policies", {"name": "new", "multiplier": 3}),
         ("/api/v2/circuit-breaker", {"breaker_id": "new", "min_calls": 3}),
+        ("/api/v2/webhooks", {"name": "new", "url": "https://receiver.example/hook", "events": ["*"]}),
     ],
 )
 def test_what_was_just_made_can_be_changed_under_its_tag(admin: APIClient, path: str, body: dict[str, Any]) -> None:

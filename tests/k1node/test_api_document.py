@@ -270,5 +270,5 @@ def test_every_event_is_described(whole: dict[str, Any]) -> None:
     for name, item in whole["webhooks"].items():
         reference = item["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         schema = whole["components"]["schemas"][reference.rpartition("/")[2]]
-        assert schema["required"] == ["id", "timestamp", "event", "data"]
+        assert schema["required"] == ["id", "timestamp", "event", "data", "occurred_at"]
         assert schema["properties"]["event"]["const"] == name

@@ -1,7 +1,10 @@
 import os
 
+import pytest
+
 from scheduling.output import (
     CHUNK_BYTES,
+    EXCERPT_BYTES,
     HEAD_BYTES,
     JOIN_BYTES,
     STDERR,
@@ -123,3 +126,27 @@ def test_only_chunks_wholly_between_head_and_tail_are_cut_away() -> None:
     assert not is_cut_away(0, HEAD_BYTES, total)
     assert is_cut_away(HEAD_BYTES, HEAD_BYTES + 1000, total)
     assert not is_cut_away(HEAD_BYTES, HEAD_BYTES + 1001, total)
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "is_cut"),
+    [
+        pytest.param(b"", "", False, id="nothing"),
+        pytest.param(b"a" * EXCERPT_BYTES, "a" * EXCERPT_BYTES, False, id="all that fits"),
+        pytest.param(b"a" * (EXCERPT_BYTES + 1), "a" * EXCERPT_BYTES, True, id="one byte too many"),
+        pytest.param(b"a\0b", "a\ufffdb", False, id="NUL"),
+        pytest.param("é".encode()[:1], "\ufffd", False, id="half a character at the end"),
+        pytest.param(
+            b"a" * (EXCERPT_BYTES - 1) + "é".encode(), "a" * (EXCERPT_BYTES - 1), True, id="a character cut in two"
+        ),
+        pytest.param(b"\xff" * 3000, "\ufffd" * (EXCERPT_BYTES // 3), True, id="no text, which grows"),
+    ],
+)
+def test_the_beginning_is_text_of_at_most_8_kb_and_says_whether_there_is_more(
+    written: bytes, text: str, is_cut: bool
+) -> None:
+    output = BoundedOutput()
+    output.write(STDOUT, written)
+
+    assert output.beginning() == (text, is_cut)
+    assert len(text.encode()) <= EXCERPT_BYTES

@@ -1,17 +1,21 @@
 """Settlements: what a run's end changes, all of it or nothing."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django.urls import resolve
+from pytest_django import Settings
 
 from k1node.events.models import Event
 from scheduling import claims, gates, settlement
 from scheduling.claims import Claim
 from scheduling.models import Attempt, MinuteCounter, OutputChunk, ScheduleTally, Task, TaskStatus
 from scheduling.outcomes import Action, Decision, Outcome, OutcomeKind
-from scheduling.output import HEAD_BYTES, STDERR, STDOUT, TAIL_BYTES, BoundedOutput, Chunk
+from scheduling.output import EXCERPT_BYTES, HEAD_BYTES, STDERR, STDOUT, TAIL_BYTES, BoundedOutput, Chunk
 from scheduling.settlement import Settlement
 from tests.factories import NOW, make_gate, make_schedule, make_task
 
@@ -200,6 +204,22 @@ def test_output_is_stored_with_the_settlement_and_quoted_in_the_event() -> None:
     ]
     assert Attempt.objects.get().output_bytes == 8
     assert Event.objects.get().data["result"]["output"].startswith("hello ")
+
+
+@pytest.mark.parametrize("address", ["", "https://node.example"])
+def test_an_event_has_the_beginning_of_long_output_and_says_where_the_rest_is(settings: Settings, address: str) -> None:
+    settings.K1NODE_URL = address
+    make_task(task_id="nightly")
+    (claim,) = take()
+    output = BoundedOutput()
+    output.write(STDOUT, b"first " + b"x" * EXCERPT_BYTES)
+
+    settle(Settlement(claim, replace(ran(), output=output), COMPLETE, tuple(output.take())))
+
+    result = Event.objects.get().data["result"]
+    assert result["output"] == "first " + "x" * (EXCERPT_BYTES - 6)
+    assert (result["output_truncated"], result["output_url"]) == (True, f"{address}/api/v2/tasks/nightly/output")
+    assert resolve(urlsplit(result["output_url"]).path).url_name == "task-output"
 
 
 def test_stored_output_that_has_left_the_tail_is_dropped() -> None:
