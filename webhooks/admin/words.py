@@ -131,8 +131,8 @@ def trouble(row: Webhook, waiting: Waiting, now: datetime) -> tuple[str, SafeStr
             return "pause", format_html(text, waits)
         case State.FAILING:
             return "bad", format_html(
-                "Nothing has arrived since {}.{} One delivery tries {}; when it arrives the others follow.{}",
-                display.ago(row.failing_since, now) if row.failing_since else "it was made",
+                "Nothing has arrived for {}.{} One delivery tries {}; when it arrives the others follow.{}",
+                display.duration((now - (row.failing_since or row.created_at)).total_seconds() * 1000),
                 _said(row),
                 next_try(row, now),
                 waits,
