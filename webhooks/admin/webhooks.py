@@ -1,7 +1,7 @@
 """Webhooks on the console: their list, the page of one with its verbs, the forms that make and change one."""
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import admin, messages
@@ -24,7 +24,7 @@ from k1node.lib.errors import InvalidRequest, K1NodeError
 from k1node.operations.admin import job_badge
 from webhooks import counts, endpoints, redelivery
 from webhooks.admin import words
-from webhooks.admin.forms import EditWebhookForm, NewWebhookForm, PlainForm, RotateForm
+from webhooks.admin.forms import FROM, EditWebhookForm, NewWebhookForm, PlainForm, RotateForm
 from webhooks.admin.redeliveries import RedeliveryPages, address_of_plan, page_of_job
 from webhooks.counts import Waiting
 from webhooks.endpoints import State
@@ -245,7 +245,7 @@ class WebhookAdmin(RedeliveryPages):
                     return format_html("Sent {}: {}.", sent.event, display.link(sent, "see what comes of it"))
                 case "enable":
                     endpoints.enable(row, by=by, now=now)
-                    return format_html("{} is active, as if it had never failed: what waits is sent now.", row)
+                    return _enabled(row)
                 case "pause":
                     endpoints.change(row, {"active": False}, by=by, now=now)
                     return format_html("Paused {}: what waits goes on waiting.", row)
@@ -316,13 +316,12 @@ class WebhookAdmin(RedeliveryPages):
 
     def _show_once(self, request: HttpRequest, row: Webhook, secret: str) -> None:
         if row.next_secret and row.rotates_at is not None:
-            signs = format_html(
-                "Until {} the old secret signs X-K1Node-Signature and the new one X-K1Node-Signature-Next;"
-                " webhook-signature has both. From then on the new one signs alone.",
-                display.exact(row.rotates_at),
+            signs = (
+                f"Until {display.exact(row.rotates_at)} the old secret signs X-K1Node-Signature and the new one"
+                " X-K1Node-Signature-Next; webhook-signature has both. From then on the new one signs alone."
             )
         else:
-            signs = format_html("It alone signs from now on.")
+            signs = "It alone signs from now on."
         text = 'The secret of {}, shown this once: <code class="k1-secret">{}</code> Give it to the receiver now. {}'
         self.message_user(request, format_html(text, row, secret, signs), messages.WARNING)
 
@@ -340,6 +339,23 @@ class WebhookAdmin(RedeliveryPages):
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False  # never by the admin's own form
+
+
+def _enabled(before: Webhook) -> SafeString:
+    """Return what to say of a webhook that was enabled, and what may be done about the time in which it failed."""
+    said = format_html("{} is active, as if it had never failed: what waits is sent now.", before)
+    # By now the row does not say any more since when.
+    steps = (
+        (before.failing_since, Mode.FAILED, "Redeliver what failed since {}…"),
+        (before.disabled_at, Mode.PERIOD, "Send what has happened since {}…"),
+    )
+    for moment, mode, text in steps:
+        if moment is not None:
+            moment = moment.astimezone(UTC).replace(microsecond=0)
+            query = {"span": FROM, "since": f"{moment:%Y-%m-%dT%H:%M:%S}"}
+            address = address_of_plan(before, mode, query)
+            said = format_html('{} <a href="{}">{}</a>', said, address, text.format(display.exact(moment)))
+    return said
 
 
 def may_see_deliveries(request: HttpRequest) -> bool:
