@@ -20,6 +20,7 @@ from recovery.records import By
 from scheduling.models import RetryPolicy, Schedule
 from tests.databases import Rival
 from tests.factories import NOW, make_dead_letter, make_delivery, make_policy, make_schedule, make_task, make_webhook
+from webhooks import redelivery
 
 Clients = Callable[..., APIClient]
 pytestmark = pytest.mark.django_db
@@ -69,6 +70,12 @@ def a_delivery() -> str:
     return f"/api/v2/webhooks/{row.webhook.webhook_id}/deliveries/{row.delivery_id}"
 
 
+def a_redelivery() -> str:
+    row = make_delivery(state="failed")
+    job, _ = redelivery.recover(row.webhook, since=NOW, by="ana", now=timezone.now())
+    return f"/api/v2/webhooks/{row.webhook.webhook_id}/redeliveries/{job.operation_id}"
+
+
 # By path in the document: a maker of one, and the method of its changes with two bodies, if there is any.
 SETTINGS: dict[str, tuple[Callable[[], str], dict[str, Any], dict[str, Any]]] = {
     "/scheduler/schedules/{scheduleId}": (a_schedule, {"priority": 7}, {"priority": 8}),
@@ -82,6 +89,7 @@ RECORDS: dict[str, Callable[[], str]] = {
     "/queue/dlq/{dlqId}": a_dead_letter,
     "/queue/dlq/redrives/{redriveId}": a_redrive,
     "/webhooks/{webhookId}/deliveries/{deliveryId}": a_delivery,
+    "/webhooks/{webhookId}/redeliveries/{redeliveryId}": a_redelivery,
 }
 resources = pytest.mark.parametrize(
     "make", [*(make for make, _, _ in SETTINGS.values()), *RECORDS.values()], ids=lambda make: make.__name__

@@ -214,7 +214,7 @@ def _of(row: Webhook) -> dict[str, Any]:
         "every": "*" in row.events,
         "events": [name for name in row.events if name != "*"],
         "max_retries": row.max_retries,
-        "backoff_multiplier": row.backoff_multiplier,
+        "backoff_multiplier": f"{row.backoff_multiplier:g}",
         "max_in_flight": row.max_in_flight,
         "per_second": row.per_second,
         "headers": "",

@@ -1,11 +1,12 @@
 """Webhooks on the console: their list, the page of one with its verbs, the forms that make and change one."""
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db import connection
 from django.db.models import F, Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -23,7 +24,7 @@ from k1node.lib.errors import InvalidRequest, K1NodeError
 from k1node.operations.admin import job_badge
 from webhooks import counts, endpoints, redelivery
 from webhooks.admin import words
-from webhooks.admin.forms import EditWebhookForm, NewWebhookForm, PlainForm, RotateForm
+from webhooks.admin.forms import FROM, EditWebhookForm, NewWebhookForm, PlainForm, RotateForm
 from webhooks.admin.redeliveries import RedeliveryPages, address_of_plan, page_of_job
 from webhooks.counts import Waiting
 from webhooks.endpoints import State
@@ -31,7 +32,7 @@ from webhooks.models import Attempt, Delivery, Webhook
 from webhooks.redelivery import Mode
 
 CHANGE = "webhooks.change_webhook"
-MOST_DELIVERIES = 15
+MOST_OF_A_STATE = 6  # deliveries shown
 MOST_JOBS = 5
 
 
@@ -58,7 +59,7 @@ class WebhookAdmin(RedeliveryPages):
     place = 40
     summary = "Where events are sent, and whether they arrive"
     nothing = "No webhook yet. Add one, and events are posted to its address from then on."
-    list_display = ("webhook", "stands", "succeeded", "failed", "waits", "wants")
+    list_display = ("webhook", "address", "stands", "succeeded", "failed", "waits", "wants")
     list_display_links = ("webhook",)
     list_filter = (StateFilter,)
     list_per_page = 50
@@ -84,9 +85,8 @@ class WebhookAdmin(RedeliveryPages):
     waits = display.column("waiting", lambda row: words.count(row.waiting.pending))
     wants = display.column("wants", words.wanted)
 
-    @admin.display(description="webhook")
-    def webhook(self, row: Webhook) -> str:
-        return row.name
+    address = display.column("address", words.host)
+    webhook = display.column("webhook", lambda row: row.name)
 
     @admin.display(description="last failure")
     def failed(self, row: Webhook) -> str:
@@ -245,7 +245,7 @@ class WebhookAdmin(RedeliveryPages):
                     return format_html("Sent {}: {}.", sent.event, display.link(sent, "see what comes of it"))
                 case "enable":
                     endpoints.enable(row, by=by, now=now)
-                    return format_html("{} is active, as if it had never failed: what waits is sent now.", row)
+                    return _enabled(row)
                 case "pause":
                     endpoints.change(row, {"active": False}, by=by, now=now)
                     return format_html("Paused {}: what waits goes on waiting.", row)
@@ -316,13 +316,12 @@ class WebhookAdmin(RedeliveryPages):
 
     def _show_once(self, request: HttpRequest, row: Webhook, secret: str) -> None:
         if row.next_secret and row.rotates_at is not None:
-            signs = format_html(
-                "Until {} the old secret signs X-K1Node-Signature and the new one X-K1Node-Signature-Next;"
-                " webhook-signature has both. From then on the new one signs alone.",
-                display.exact(row.rotates_at),
+            signs = (
+                f"Until {display.exact(row.rotates_at)} the old secret signs X-K1Node-Signature and the new one"
+                " X-K1Node-Signature-Next; webhook-signature has both. From then on the new one signs alone."
             )
         else:
-            signs = format_html("It alone signs from now on.")
+            signs = "It alone signs from now on."
         text = 'The secret of {}, shown this once: <code class="k1-secret">{}</code> Give it to the receiver now. {}'
         self.message_user(request, format_html(text, row, secret, signs), messages.WARNING)
 
@@ -342,6 +341,23 @@ class WebhookAdmin(RedeliveryPages):
         return False  # never by the admin's own form
 
 
+def _enabled(before: Webhook) -> SafeString:
+    """Return what to say of a webhook that was enabled, and what may be done about the time in which it failed."""
+    said = format_html("{} is active, as if it had never failed: what waits is sent now.", before)
+    # By now the row does not say any more since when.
+    steps = (
+        (before.failing_since, Mode.FAILED, "Redeliver what failed since {}…"),
+        (before.disabled_at, Mode.PERIOD, "Send what has happened since {}…"),
+    )
+    for moment, mode, text in steps:
+        if moment is not None:
+            moment = moment.astimezone(UTC).replace(microsecond=0)
+            query = {"span": FROM, "since": f"{moment:%Y-%m-%dT%H:%M:%S}"}
+            address = address_of_plan(before, mode, query)
+            said = format_html('{} <a href="{}">{}</a>', said, address, text.format(display.exact(moment)))
+    return said
+
+
 def may_see_deliveries(request: HttpRequest) -> bool:
     return any(request.user.has_perm(f"webhooks.{verb}_delivery") for verb in ("view", "change"))
 
@@ -350,17 +366,32 @@ Line = tuple[Delivery, SafeString, str, Attempt | None, str]
 
 
 def latest(row: Webhook, now: datetime) -> list[Line]:
-    """Return the newest deliveries to a webhook, each with its state, its next try and its last attempt."""
-    found = list(Delivery.objects.filter(webhook=row).order_by("-pk")[:MOST_DELIVERIES])
-    last = Attempt.objects.filter(delivery__in=[each.pk for each in found], number=F("delivery__attempts"))
+    """Return deliveries to a webhook: what is tried next, what is being sent and the newest that ended, by state.
+
+    Each with its state, its next try and its last attempt. The newest alone would say nothing of what goes wrong while
+    thousands wait.
+    """
+    looks = (("pending", "due_at, id"), ("sending", "id"), ("failed", "id DESC"), ("delivered", "id DESC"))
+    # The states are literals, as the indexes have them: SQLite uses a partial index for no other.
+    each_state = " UNION ALL ".join(
+        f"SELECT id FROM (SELECT id FROM webhooks_delivery WHERE webhook_id = %s AND state = '{state}'"
+        f" ORDER BY {order} LIMIT {MOST_OF_A_STATE}) AS {state}_ones"
+        for state, order in looks
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(each_state, [row.pk] * len(looks))
+        pks = [pk for (pk,) in cursor.fetchall()]
+    found = Delivery.objects.in_bulk(pks)
+    last = Attempt.objects.filter(delivery__in=pks, number=F("delivery__attempts"))
     by_delivery = {each.delivery_id: each for each in last.defer("response_body", "response_headers")}
     return [
         (
-            each,
-            words.delivery_badge(each),
-            words.next_attempt(each, now),
-            attempt := by_delivery.get(each.pk),
+            found[pk],
+            words.delivery_badge(found[pk]),
+            words.next_attempt(found[pk], now),
+            attempt := by_delivery.get(pk),
             words.OUTCOMES.get(attempt.outcome, attempt.outcome) if attempt else "",
         )
-        for each in found
+        for pk in pks
+        if pk in found  # else it was pruned just now
     ]

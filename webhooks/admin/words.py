@@ -55,7 +55,7 @@ def badge_of(row: Webhook) -> SafeString:
     if row.deleted_at is not None:
         return display.badge("webhook deleted", "deleted")
     word = endpoints.state(row).value
-    return display.badge(f"webhook {word}", "disabled by the node" if word == State.DISABLED else word)
+    return display.badge(f"webhook {word}", word)
 
 
 def delivery_badge(row: Delivery) -> SafeString:
@@ -101,7 +101,7 @@ def standing(row: Webhook, now: datetime) -> str:
     badge = badge_of(row)
     match endpoints.state(row):
         case State.DISABLED:
-            return display.two_lines(badge, row.disabled_reason)
+            return display.two_lines(badge, f"by the node: {_lower(row.disabled_reason)}")
         case State.FAILING:
             return display.two_lines(badge, format_html("next try {}", next_try(row, now)))
         case State.ACTIVE if row.failures:
@@ -131,8 +131,8 @@ def trouble(row: Webhook, waiting: Waiting, now: datetime) -> tuple[str, SafeStr
             return "pause", format_html(text, waits)
         case State.FAILING:
             return "bad", format_html(
-                "Nothing has arrived since {}.{} One delivery tries {}; when it arrives the others follow.{}",
-                display.ago(row.failing_since, now) if row.failing_since else "it was made",
+                "Nothing has arrived for {}.{} One delivery tries {}; when it arrives the others follow.{}",
+                display.duration((now - (row.failing_since or row.created_at)).total_seconds() * 1000),
                 _said(row),
                 next_try(row, now),
                 waits,
@@ -150,9 +150,9 @@ def trouble(row: Webhook, waiting: Waiting, now: datetime) -> tuple[str, SafeStr
     )
 
 
-def _said(row: Webhook) -> SafeString:
+def _said(row: Webhook) -> str:
     """Return the last error as a sentence."""
-    return format_html(" The last error: {}.", row.last_error.rstrip(".")) if row.last_error else format_html("")
+    return f" The last error: {row.last_error.rstrip('.')}." if row.last_error else ""
 
 
 def _lower(text: str) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 from k1node.api.example import Example
 from k1node.events.catalogue import EVENTS
+from webhooks.api import redelivery_examples
 
 WEBHOOK: dict[str, Any] = {
     "webhook_id": "wh-abc123xyz",
@@ -75,6 +76,7 @@ TEST: dict[str, Any] = {
 }
 COMPLETED = EVENTS["task.completed"]
 EXAMPLES = {
+    **redelivery_examples.examples(DELIVERY),
     "listWebhooks": Example(response={"webhooks": [WEBHOOK], "pagination": {"page": 1, "limit": 20, "total": 1}}),
     "createWebhook": Example(
         request={

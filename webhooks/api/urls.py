@@ -1,6 +1,6 @@
 """Addresses of the webhooks API, under /api/v2/."""
 
-from django.urls import path
+from django.urls import include, path
 
 from webhooks.api import delivery_views, views
 
@@ -8,6 +8,7 @@ webhooks = views.WebhookViewSet.as_view
 deliveries = delivery_views.DeliveryViewSet.as_view
 
 urlpatterns = [
+    path("", include("webhooks.api.redelivery_urls")),
     path("webhooks", webhooks({"get": "list_webhooks", "post": "create"}), name="webhooks"),
     path("webhooks/event-types", webhooks({"get": "event_types"}), name="event-types"),
     path(
