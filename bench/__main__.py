@@ -17,7 +17,7 @@ from types import FrameType
 
 from bench import machine
 from bench.effort import Effort, Measure
-from bench.figures import access, api, breakers, commands, database, latency, queue, recovery, rest
+from bench.figures import access, api, breakers, commands, database, latency, queue, recovery, rest, webhooks
 from bench.node import PROJECT
 from bench.results import Report
 
@@ -36,6 +36,9 @@ FIGURES: dict[str, Measure] = {
     "retry-stats": recovery.retry_stats,
     "api-list": api.api_list,
     "key-check": access.key_check,
+    "webhook-rate": webhooks.rate,
+    "webhook-soon": webhooks.soon,
+    "webhook-fair": webhooks.fair,
     "idle": rest.idle,
 }
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from django.db import connection, transaction  # noqa: E402
 
 from bench.processes import cpu_seconds, wait_until  # noqa: E402
 from k1node.access import keys  # noqa: E402
+from k1node.events import log  # noqa: E402
+from k1node.events.catalogue import EVENTS  # noqa: E402
 from k1node.lib import sql  # noqa: E402
 from k1node.lib.clock_time import database_now  # noqa: E402
 from k1node.operations.models import Item, Operation  # noqa: E402
@@ -44,6 +47,8 @@ from scheduling.models import (  # noqa: E402
     TaskStatus,
 )
 from scheduling.queue import NewTask  # noqa: E402
+from webhooks import endpoints  # noqa: E402
+from webhooks.models import Delivery, Webhook  # noqa: E402
 
 ENQUEUE_AT_ONCE = 1000
 LOOK_SECONDS = 0.01
@@ -466,6 +471,45 @@ def _make_due(pks: Sequence[int], at: datetime) -> None:
         cursor.execute(f"UPDATE scheduling_schedule SET next_fire_at = %s WHERE id {among}", [sql.stored(at), *values])
 
 
+# --- webhooks -------------------------------------------------------------------------------------------------------
+
+
+def add_webhooks(*, urls: Sequence[str], event: str, max_in_flight: int = 4) -> None:
+    for number, url in enumerate(urls):
+        values = {"name": f"hook {number}", "url": url, "events": [event], "max_in_flight": max_in_flight}
+        endpoints.create(values, by="bench", now=database_now())
+
+
+def publish(*, name: str, count: int, per_second: float = 0) -> None:
+    """Publish so many events of this name: at once, or spread evenly."""
+    data = dict(EVENTS[name].example)
+    begun = time.monotonic()
+    if not per_second:
+        for start in range(0, count, ENQUEUE_AT_ONCE):
+            now, at_once = database_now(), min(ENQUEUE_AT_ONCE, count - start)
+            sql.in_transaction(partial(log.publish_many, [(name, data)] * at_once, now=now))
+        return
+    for number in range(count):
+        time.sleep(max(0.0, begun + number / per_second - time.monotonic()))
+        with transaction.atomic():
+            log.publish(name, data, now=datetime.now(UTC))
+
+
+def await_deliveries(*, event: str, count: int) -> None:
+    wait_until(
+        lambda: Delivery.objects.filter(event=event).count() >= count, 120, f"{count} deliveries of {event}", every=0.5
+    )
+
+
+def arm_hanging(*, event: str, active: bool) -> None:
+    """Let the webhook of this event be tried, as if it had never failed, or not at all."""
+    hanging = Delivery.objects.filter(event=event).values("webhook")[:1]
+    Webhook.objects.filter(pk__in=hanging).update(
+        active=active, failures=0, failing_since=None, open_until=None, paced_until=None
+    )
+    Delivery.objects.filter(event=event, state=Delivery.State.PENDING).update(due_at=database_now())
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -482,6 +526,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         fire_passes,
         redrive,
         store_attempts,
+        add_webhooks,
+        publish,
+        await_deliveries,
+        arm_hanging,
     )
 }
 
