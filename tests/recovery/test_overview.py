@@ -67,7 +67,8 @@ def test_it_says_that_nothing_does(admin_client: Client) -> None:
 
     (only,) = needs(admin_client.get(INDEX))
     assert only == (
-        "Needs you now Nothing: no breaker is open, no task has died in the last 15 minutes, and nothing is held."
+        "Needs you now Nothing: no breaker is open, no task has died in the last 15 minutes, every webhook receives,"
+        " and nothing is held."
     )
 
 
@@ -88,8 +89,8 @@ def test_twenty_are_named_at_the_same_cost_as_one(admin_client: Client) -> None:
 
     assert len(needs(response)) == 20
     assert "And more breakers that are open" in response.content.decode()
-    # session, user, hold, breakers, what waits, dead letters, redrives, recent actions
-    assert (queries(), one) == (one, 8)
+    # session, user, hold, breakers, what waits, dead letters, webhooks, redrives, recent actions
+    assert (queries(), one) == (one, 9)
 
 
 def test_who_may_not_see_breakers_is_told_of_the_hold_alone(operator: Callable[..., Client]) -> None:

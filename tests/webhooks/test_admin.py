@@ -153,7 +153,7 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
     ("fields", "verdict"),
     [
         ({"last_success_at": 0}, "All is well: the last delivery arrived now."),
-        ({}, "Nothing has been sent to it yet: send a test."),
+        ({}, "No event has been sent to it yet: send a test."),
         (
             {"failures": 2, "last_error": "503"},
             "The last 2 attempts failed. The last error: 503. They are tried again.",
@@ -178,7 +178,7 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
             "It has asked for a pause, or has had all that its rate allows: the next is sent in 5 min.",
         ),
     ],
-    ids=["well", "new", "shaky", "failing", "probing", "paused", "disabled", "throttled"],
+    ids=["well", "new", "enabled", "shaky", "failing", "probing", "paused", "disabled", "throttled"],
 )
 def test_the_page_says_in_a_sentence_what_is_wrong(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], verdict: str
@@ -287,7 +287,7 @@ def test_a_disabled_one_is_enabled_and_what_it_missed_is_offered(admin_client: C
     row.refresh_from_db()
     assert (row.active, row.failures, row.disabled_at) == (True, 0, None)
     ((level, text),) = said(response)
-    assert level == "info" and f"{row} is active" in text
+    assert level == "info" and f"Enabled {row}" in text
     links = re.findall(r'href="([^"]+)"', text.replace("&amp;", "&"))
     assert [re.sub(r"^.*/redeliver/", "", link) for link in links] == [
         "failed/?span=from&since=2026-03-04T04%3A06%3A07",

@@ -343,7 +343,7 @@ class WebhookAdmin(RedeliveryPages):
 
 def _enabled(before: Webhook) -> SafeString:
     """Return what to say of a webhook that was enabled, and what may be done about the time in which it failed."""
-    said = format_html("{} is active, as if it had never failed: what waits is sent now.", before)
+    said = format_html("Enabled {}, as if it had never failed: what waits is sent now.", before)
     # By now the row does not say any more since when.
     steps = (
         (before.failing_since, Mode.FAILED, "Redeliver what failed since {}…"),
