@@ -197,7 +197,10 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
         for s in settled
         if s.claim.gate_id is not None and s.decision.action in FINAL
     ]
-    cancelled = gates.settled(gate_of, finals, now=now) if finals else []
+    again = [
+        (s.claim.gate_id, s.claim.id) for s in settled if s.claim.gate_id is not None and s.decision.action not in FINAL
+    ]
+    cancelled = gates.settled(gate_of, finals, again=again, now=now) if finals or again else []
     sql.insert_many("scheduling_attempt", ATTEMPT_COLUMNS, [(*s.rows.attempt, worker) for s in settled])
     _write_output(settled)
     log.publish_json([s.rows.event for s in settled if s.rows.event is not None], now=now)
