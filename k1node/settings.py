@@ -112,6 +112,7 @@ INSTALLED_APPS = [
     "scheduling",
     "recovery",
     "webhooks",
+    "batches",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

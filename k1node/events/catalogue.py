@@ -151,6 +151,32 @@ def _redrive(summary: str, state: str, done: int, more: Mapping[str, Any] | None
     )
 
 
+def _retry_failed(summary: str, state: str, done: int, more: Mapping[str, Any] | None = None) -> Event:
+    event = _redrive(summary, state, done, more)
+    shape = {**event.shape, "operation_id": {"type": "string", "description": "The bulk job"}}
+    return Event(summary, shape, {**event.example, "operation_id": "retry-failed-7sh2k9"}, event.optional)
+
+
+def _batch(summary: str, statuses: list[str], counts: Mapping[str, int]) -> Event:
+    names = ("total", "completed", "failed", "skipped", "cancelled")
+    return Event(
+        summary,
+        {
+            "batch_id": TEXT,
+            "status": {"type": "string", "enum": statuses},
+            "round": {"type": "integer", "minimum": 1, "description": "Each retry after the end begins another"},
+            "progress": {"type": "object", "required": list(names), "properties": dict.fromkeys(names, COUNT)},
+        },
+        {
+            "batch_id": "batch-export-20251109",
+            "status": statuses[0],
+            "round": 1,
+            "progress": dict.fromkeys(names, 0) | counts,
+        },
+        optional={"by": BY},
+    )
+
+
 SUCCESS = {"exit_code": 0, "duration_ms": 1250, "output": "..."}
 FAILURE = {"result": {"exit_code": 1, "duration_ms": 830, "output": "disk full"}, "error": "Exit code 1"}
 
@@ -248,6 +274,26 @@ _EVENTS: dict[str, Event] = {
     "redrive.stopped": _redrive("A redrive rests", "stopped", 40, {"reason": "The breaker api-service-1 is open"}),
     "redrive.completed": _redrive("A redrive is through", "completed", 150),
     "redrive.cancelled": _redrive("A redrive was cancelled", "cancelled", 40, {"by": "operator-user-1"}),
+    "batch.completed": _batch(
+        "All tasks of a batch have ended, and some have done their work",
+        ["completed", "completed_with_failures"],
+        {"total": 2, "completed": 2},
+    ),
+    "batch.failed": _batch(
+        "A batch has ended without its work: it was to fail fast, nothing has completed, or it was cancelled",
+        ["failed", "cancelled"],
+        {"total": 2, "failed": 1, "cancelled": 1},
+    ),
+    "retry-failed.started": _retry_failed(
+        "The failed tasks of a batch are being retried", "running", 0, {"by": "operator-user-1"}
+    ),
+    "retry-failed.stopped": _retry_failed(
+        "The retries of a batch's failed tasks rest", "stopped", 40, {"reason": "The batch was cancelled"}
+    ),
+    "retry-failed.completed": _retry_failed("All failed tasks of a batch have been retried", "completed", 150),
+    "retry-failed.cancelled": _retry_failed(
+        "The retries of a batch's failed tasks were cancelled", "cancelled", 40, {"by": "operator-user-1"}
+    ),
 }
 EVENTS: dict[str, Event] = {
     name: Event(event.summary, event.shape, event.example, event.optional, name) for name, event in _EVENTS.items()
