@@ -14,7 +14,7 @@ import orjson
 from rest_framework.exceptions import ValidationError
 
 from k1node.api.errors import flatten
-from k1node.api.serializers import MAX_OBJECT_BYTES, Timestamp
+from k1node.api.serializers import MAX_OBJECT_BYTES
 from k1node.lib.errors import Detail, InvalidRequest
 from k1node.lib.ids import random_part
 from scheduling import handlers, queue, registry, tasks
@@ -77,7 +77,7 @@ class _Reader:
         self._by = by[:150]
         self._now = now
         self._serializer = TaskInput()
-        self._moment = Timestamp()
+        self._moment = self._serializer.fields["delay_until"]
         # A made up id is this and the number of the item: as hard to guess, and a single call for all.
         self._ids = random_part()
         self._made = 0
