@@ -75,9 +75,7 @@ def test_the_running_are_found_through_those_that_run() -> None:
 @pytest.mark.parametrize("status", progress.STATUSES)
 def test_batches_are_found_by_their_status(status: str) -> None:
     for name in ("submitted", "in_progress", "paused", "completed"):
-        batch = submission.submit(
-            [{"task_id": name, "handler": "python:noop"}], batch_id=name, by="ana", now=NOW
-        )
+        batch = submission.submit([{"task_id": name, "handler": "python:noop"}], batch_id=name, by="ana", now=NOW)
         if name == "paused":
             steering.pause(batch, ANA, now=NOW)
     Task.objects.filter(task_id="completed").update(priority=9)

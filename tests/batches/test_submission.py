@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from batches import items, submission
+from batches import submission
 from batches.models import Batch
 from batches.submission import BatchIdTaken, NotOpen, Options, TaskIdsTaken
 from k1node.lib.errors import InvalidRequest
