@@ -6,6 +6,7 @@
 waits, as what is queued, delayed, paused or parked does.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,7 +17,6 @@ from django.db.models.expressions import RawSQL
 from batches.models import Batch
 from k1node.lib import sql
 from scheduling import gates, nodes
-from scheduling.models import Gate
 
 SUBMITTED, IN_PROGRESS, PAUSED = "submitted", "in_progress", "paused"
 STATUSES = (SUBMITTED, IN_PROGRESS, PAUSED, *Batch.Ended.values)
@@ -30,6 +30,12 @@ LOOKED_AT = 10_000  # tasks of a batch that an estimate looks at
 RUNNING = (
     "(SELECT count(*) FROM scheduling_task AS run WHERE run.status = 'executing' AND run.started_at IS NOT NULL"
     " AND run.lease_expires_at IS NOT NULL AND run.gate_id + 0 = batches_batch.gate_id)"
+)
+
+
+# What workers have counted and nobody has added to the gate yet.
+TALLIED = (
+    "(SELECT COALESCE(sum(tally.{}), 0) FROM scheduling_gatetally AS tally WHERE tally.gate_id = batches_batch.gate_id)"
 )
 
 
@@ -58,23 +64,21 @@ class Progress:
 
 def with_progress(rows: QuerySet[Batch]) -> QuerySet[Batch]:
     """Return the rows with their gates and what progress_of() needs, in one statement."""
-    return rows.select_related("gate").annotate(running=RawSQL(RUNNING, (), output_field=IntegerField()))
+    more = {f"more_{name}": RawSQL(TALLIED.format(name), (), output_field=IntegerField()) for name in gates.FINALS}
+    return rows.select_related("gate").annotate(running=RawSQL(RUNNING, (), output_field=IntegerField()), **more)
 
 
 def progress_of(batch: Batch) -> Progress:
     """Return the progress of a row of with_progress()."""
-    gate: Gate = batch.gate
-    ended = gate.completed + gate.failed + gate.skipped + gate.cancelled
+    counts = {name: int(getattr(batch.gate, name) + getattr(batch, f"more_{name}")) for name in gates.FINALS}
+    ended = sum(counts.values())
     running: int = batch.running  # type: ignore[attr-defined]
     return Progress(
-        status=_status(batch, ended, running),
+        status=_status(batch, counts, running),
         total=batch.total,
-        completed=gate.completed,
-        failed=gate.failed,
         in_progress=running,
         waiting=max(0, batch.total - ended - running),
-        skipped=gate.skipped,
-        cancelled=gate.cancelled,
+        **counts,
     )
 
 
@@ -84,23 +88,24 @@ def read(batch: Batch) -> tuple[Batch, Progress]:
     return row, progress_of(row)
 
 
-def _status(batch: Batch, ended: int, running: int) -> str:
+def _status(batch: Batch, counts: Mapping[str, int], running: int) -> str:
+    ended = sum(counts.values())
     if batch.ended_at is not None and not batch.gate.reopened:
         return batch.ended_as
     if batch.ended_at is None and not batch.open and not batch.retry_job and ended == batch.total:
-        return ends_as(batch, batch.gate)  # the clock is about to say so
+        return ends_as(batch, counts)  # the clock is about to say so
     if batch.paused_at is not None:
         return PAUSED
     return IN_PROGRESS if ended or running or batch.started_at is not None else SUBMITTED
 
 
-def ends_as(batch: Batch, gate: Gate) -> Batch.Ended:
-    """Return how a batch ends all of whose tasks have ended."""
+def ends_as(batch: Batch, counts: Mapping[str, int]) -> Batch.Ended:
+    """Return how a batch ends all of whose tasks have ended; `counts` are those of gates.FINALS."""
     if batch.cancelled_at is not None:
         return Batch.Ended.CANCELLED
-    if not gate.failed and not gate.cancelled:
+    if not counts["failed"] and not counts["cancelled"]:
         return Batch.Ended.COMPLETED
-    if (batch.fail_fast and gate.failed) or not gate.completed:
+    if (batch.fail_fast and counts["failed"]) or not counts["completed"]:
         return Batch.Ended.FAILED
     return Batch.Ended.COMPLETED_WITH_FAILURES
 

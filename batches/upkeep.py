@@ -48,14 +48,22 @@ DUE = (
     " WHERE task.status = 'blocked' AND task.blocked_on_id = gate.id AND task.priority IN (1,2,3,4,5,6,7,8,9,10)"
     " AND task.due_at <= %s) LIMIT %s"
 ).replace("gate.limit", 'gate."limit"')
-CAME_BACK = f"{_OF_GATES} gate.waiting > 0 AND gate.spent LIMIT %s"
+CAME_BACK = (
+    f"{_OF_GATES} gate.spent AND (gate.waiting > 0 OR EXISTS (SELECT 1 FROM scheduling_gatetally AS tally"
+    " WHERE tally.gate_id = gate.id AND returned > 0)) LIMIT %s"
+)
 STARTED = (
-    f"{_OF_GATES} batch.started_at IS NULL AND (gate.completed + gate.failed > 0 OR gate.id IN (SELECT task.gate_id"
+    f"{_OF_GATES} batch.started_at IS NULL AND (gate.completed + gate.failed > 0"
+    " OR EXISTS (SELECT 1 FROM scheduling_gatetally AS tally WHERE tally.gate_id = gate.id) OR gate.id IN"
+    " (SELECT task.gate_id"
     " FROM scheduling_task AS task WHERE task.status = 'executing' AND task.lease_expires_at IS NOT NULL"
     " AND task.started_at IS NOT NULL AND task.gate_id IS NOT NULL)) LIMIT %s"
 )
 OVER = (
-    f"{_OF_GATES} NOT batch.open AND gate.waiting = 0 AND gate.in_flight = 0 AND NOT gate.reopened"
+    f"{_OF_GATES} NOT batch.open AND gate.waiting = 0 AND NOT gate.reopened"
+    " AND gate.in_flight = (SELECT COALESCE(sum(completed + failed + skipped + cancelled), 0)"
+    " FROM scheduling_gatetally AS tally WHERE tally.gate_id = gate.id)"
+    " AND NOT EXISTS (SELECT 1 FROM scheduling_gatetally AS tally WHERE tally.gate_id = gate.id AND returned > 0)"
     " AND NOT EXISTS (SELECT 1 FROM operations_operation AS job WHERE job.operation_id = batch.retry_job"
     " AND job.state = 'running') LIMIT %s"
 )
@@ -164,7 +172,8 @@ def _end(batch: Batch, gate: Gate, *, now: datetime) -> bool:
         return False
     if batch.retry_job and not is_over(batch.retry_job):
         return False
-    ended_as = ends_as(batch, gate)
+    counts = {name: getattr(gate, name) for name in gates.FINALS}
+    ended_as = ends_as(batch, counts)
     batch.started_at = batch.started_at or _first_start(gate)
     batch.ended_at, batch.ended_as, batch.retry_job = now, ended_as, ""
     batch.paused_at, batch.paused_by = None, ""
@@ -176,7 +185,7 @@ def _end(batch: Batch, gate: Gate, *, now: datetime) -> bool:
         "batch_id": batch.batch_id,
         "status": ended_as.value,
         "round": batch.round,
-        "progress": {"total": batch.total} | {name: getattr(gate, name) for name in gates.FINALS},
+        "progress": {"total": batch.total} | counts,
     }
     if batch.cancelled_by:
         fact["by"] = batch.cancelled_by

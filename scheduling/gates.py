@@ -18,6 +18,10 @@ A gate of a batch takes back what would begin again while it is closed, and whil
 does not hold a place. An ordered one keeps the place: the next does not start before this one has ended. A gate is
 spent after a failure that its rule does not forgive, and after end(): what would start is cancelled.
 
+Where nothing hangs on how one task ends (may_bundle()), many workers settle tasks of one gate at the same time: they
+share() it, which only lock() excludes, and each counts on a row of its own. lock() adds those to the gate. Whoever
+reads the counts of such a gate without its lock adds them too.
+
 `clock` calls sweep() for a release that was missed and for counts that do not match the tasks. A count that is too low
 stays at zero until then: it must not keep a task from being settled.
 """
@@ -66,9 +70,55 @@ class Admission:
 def lock(ids: Iterable[int]) -> dict[int, Gate]:
     """Lock the gates in the order of their ids, before any task; needs a transaction."""
     rows = Gate.objects.filter(pk__in=set(ids)).order_by("pk")
-    if connection.vendor == "postgresql":
-        rows = rows.select_for_update()
-    return {gate.pk: gate for gate in rows}
+    if sql.is_postgresql():
+        rows = rows.select_for_update(no_key=True)  # rows that refer to them can be made meanwhile
+    locked = {gate.pk: gate for gate in rows}
+    if tallied := [pk for pk, gate in locked.items() if may_bundle(gate)]:
+        _exclude_sharers(tallied)
+        _take_tallies(locked, tallied)
+    return locked
+
+
+# Advisory locks, whose waiters stand in a queue: of a row that is always shared by somebody nobody gets hold alone.
+SHARED_SPACE = 0x6B31
+
+
+def share(ids: Iterable[int]) -> dict[int, Gate]:
+    """Keep the gates as they stand until the transaction ends; after lock(), and only those that may be shared."""
+    pks = sorted(set(ids))
+    if not pks:
+        return {}
+    if sql.is_postgresql():
+        with connection.cursor() as cursor:
+            for pk in pks:
+                cursor.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", [SHARED_SPACE, pk % 2**31])
+    return {gate.pk: gate for gate in Gate.objects.filter(pk__in=pks) if may_bundle(gate)}
+
+
+def _exclude_sharers(pks: Sequence[int]) -> None:
+    if sql.is_postgresql():
+        with connection.cursor() as cursor:
+            for pk in pks:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [SHARED_SPACE, pk % 2**31])
+
+
+def _take_tallies(gates: dict[int, Gate], pks: Sequence[int]) -> None:
+    """Add what workers have counted to the locked gates."""
+    among, values = sql.among(pks)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"DELETE FROM scheduling_gatetally WHERE gate_id {among} RETURNING gate_id, returned, {', '.join(FINALS)}",
+            values,
+        )
+        found = cursor.fetchall()
+    for gate_id, returned, *ended in found:
+        gate = gates[gate_id]
+        gate.in_flight = max(0, gate.in_flight - returned - sum(ended))
+        gate.waiting += returned
+        for name, count in zip(FINALS, ended, strict=True):
+            setattr(gate, name, getattr(gate, name) + count)
+    for gate_id in {row[0] for row in found}:
+        save(gates[gate_id])
 
 
 def in_flight(gate: Gate) -> QuerySet[Task]:
@@ -217,6 +267,40 @@ def why_spent(gate: Gate) -> str:
     return CANCELLED_WITH_ALL if gate.on_failure == FailureRule.CONTINUE else CANCELLED_BY_RULE
 
 
+def settled_sharing(
+    gates: dict[int, Gate],
+    finals: Iterable[tuple[int, TaskStatus]],
+    *,
+    again: Iterable[tuple[int, int]] = (),
+    worker: str,
+) -> None:
+    """Count as settled() on gates that are shared: they release nothing, and no failure cancels anything."""
+    counts: dict[int, Counter[str]] = {}
+    for gate_id, status in finals:
+        counts.setdefault(gate_id, Counter())[status.value] += 1
+    returned: dict[int, list[int]] = {}
+    for gate_id, pk in again:
+        if _takes_back(gates[gate_id]):
+            returned.setdefault(gate_id, []).append(pk)
+    for gate_id, pks in sorted(returned.items()):
+        counts.setdefault(gate_id, Counter())["returned"] = _block(gates[gate_id], pks)
+    if not counts:
+        return
+    names = ("returned", *FINALS)
+    marks = ", ".join(["%s"] * (2 + len(names)))
+    added = ", ".join(f"{name} = t.{name} + excluded.{name}" for name in names)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO scheduling_gatetally AS t (gate_id, worker, {', '.join(names)})"
+            f" VALUES {', '.join([f'({marks})'] * len(counts))} ON CONFLICT (gate_id, worker) DO UPDATE SET {added}",
+            [
+                value
+                for gate_id, count in sorted(counts.items())
+                for value in (gate_id, worker[:80], *(count[name] for name in names))
+            ],
+        )
+
+
 def _takes_back(gate: Gate) -> bool:
     """Say whether a task that would begin again goes behind the gate."""
     is_limited = gate.limit is not None and not gate.ordered
@@ -224,6 +308,12 @@ def _takes_back(gate: Gate) -> bool:
 
 
 def _put_back(gate: Gate, pks: Sequence[int]) -> None:
+    count = _block(gate, pks)
+    gate.in_flight = max(0, gate.in_flight - count)
+    gate.waiting += count
+
+
+def _block(gate: Gate, pks: Sequence[int]) -> int:
     among, values = sql.among(sorted(pks))
     with connection.cursor() as cursor:
         cursor.execute(
@@ -232,8 +322,7 @@ def _put_back(gate: Gate, pks: Sequence[int]) -> None:
             [gate.pk, *values],
         )
         count: int = cursor.rowcount
-    gate.in_flight = max(0, gate.in_flight - count)
-    gate.waiting += count
+    return count
 
 
 def pull_back(gate: Gate) -> int:

@@ -162,6 +162,29 @@ class Gate(models.Model):
         return f"{self.kind} {self.key}"
 
 
+class GateTally(models.Model):
+    """What one worker has counted on a gate and nobody has added to the gate's own counts yet.
+
+    Only for gates whose tasks may be bundled: their workers would wait for each other at the gate's row. Written at
+    settlement, taken by whoever locks the gate (scheduling.gates).
+    """
+
+    gate = models.ForeignKey(Gate, models.CASCADE, db_constraint=False, db_index=False, related_name="tallies")
+    worker = models.CharField(max_length=80)
+    completed = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    skipped = models.PositiveIntegerField(default=0)
+    cancelled = models.PositiveIntegerField(default=0)
+    returned = models.PositiveIntegerField(default=0)  # went behind the gate again
+
+    class Meta:
+        verbose_name_plural = "gate tallies"
+        constraints = (models.UniqueConstraint(fields=("gate", "worker"), name="gate_tally_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.gate_id}/{self.worker}"
+
+
 class TaskStatus(models.TextChoices):
     SCHEDULED = "scheduled"  # due later: a delay or a backoff
     QUEUED = "queued"

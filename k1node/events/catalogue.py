@@ -171,7 +171,7 @@ def _batch(summary: str, statuses: list[str], counts: Mapping[str, int]) -> Even
             "batch_id": "batch-export-20251109",
             "status": statuses[0],
             "round": 1,
-            "progress": dict.fromkeys(names, 0) | counts,
+            "progress": {**dict.fromkeys(names, 0), **counts},
         },
         optional={"by": BY},
     )

@@ -14,7 +14,7 @@ from recovery import supervision
 from recovery.records import By
 from scheduling import claims, gates
 from scheduling.claims import Claim
-from scheduling.models import Gate, Task
+from scheduling.models import Task
 from scheduling.outcomes import Outcome, OutcomeKind
 from tests.factories import NOW
 
@@ -75,8 +75,8 @@ def after(**units: float) -> datetime:
 
 
 def counts(batch: Batch) -> dict[str, int]:
-    """Return the counts of a batch that are not zero."""
-    gate = Gate.objects.get(pk=batch.gate_id)
+    """Return the counts of a batch that are not zero, with what its workers have counted."""
+    gate = sql.in_transaction(lambda: gates.lock([batch.gate_id])[batch.gate_id])
     return {name: getattr(gate, name) for name in ("waiting", "in_flight", *gates.FINALS) if getattr(gate, name)}
 
 

@@ -23,8 +23,8 @@ def given(count: int, **fields: Any) -> list[dict[str, Any]]:
     return [{"task_id": f"t{number}", "handler": "python:noop", **fields} for number in range(count)]
 
 
-def submit(tasks: list[Any], **more: Any) -> Batch:
-    return submission.submit(tasks, **{"batch_id": "b", "by": "ana", "now": NOW} | more)
+def submit(tasks: list[Any], *, batch_id: str = "b", **more: Any) -> Batch:
+    return submission.submit(tasks, batch_id=batch_id, by="ana", now=NOW, **more)
 
 
 def problems(tasks: list[Any], **more: Any) -> dict[str, str]:

@@ -2,15 +2,17 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import connection
 
 from batches import progress, steering, submission, upkeep
 from batches.models import Batch
+from k1node.lib import sql
 from k1node.operations import jobs
 from recovery import interventions
-from scheduling import retention
+from scheduling import gates, retention
 from scheduling.models import Gate, Task
 from tests.batches.running import ANA, FAILED, after, claim, clock, counts, ends, settle, submit, work
 from tests.databases import Rival, only_postgresql
@@ -58,7 +60,7 @@ def test_a_batch_that_is_over_before_the_clock_looks_has_started_all_the_same() 
         pytest.param("cf", 0, {"fail_fast": True}, "failed", "batch.failed", id="failed fast"),
     ],
 )
-def test_how_a_batch_ends(ran: str, skipped: int, options: dict[str, bool], status: str, event: str) -> None:
+def test_how_a_batch_ends(ran: str, skipped: int, options: dict[str, Any], status: str, event: str) -> None:
     batch = submit(2, **options)
     for each in ran:
         settle(claim(), FAILED if each == "f" else "completed")  # type: ignore[arg-type]
@@ -191,7 +193,7 @@ def test_steering_beside_workers_who_settle_and_claim(verb: object) -> None:
             each.result(60)
     clock()
 
-    gate = Gate.objects.get()
+    gate = sql.in_transaction(lambda: gates.lock([batch.gate_id])[batch.gate_id])
     there = list(Task.objects.values_list("status", flat=True))
     assert (gate.waiting, gate.in_flight) == (there.count("blocked"), 0)
     assert (gate.completed, gate.cancelled) == (there.count("completed"), there.count("cancelled"))
