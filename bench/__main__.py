@@ -17,7 +17,7 @@ from types import FrameType
 
 from bench import machine
 from bench.effort import Effort, Measure
-from bench.figures import access, api, breakers, commands, database, latency, queue, recovery, rest, webhooks
+from bench.figures import access, api, batches, breakers, commands, database, latency, queue, recovery, rest, webhooks
 from bench.node import PROJECT
 from bench.results import Report
 
@@ -25,6 +25,7 @@ FIGURES: dict[str, Measure] = {
     "noop": queue.noop,
     "noop-http": queue.noop_http,
     "noop-postgresql": queue.noop_postgresql,
+    "batch": batches.batch,
     "commands": commands.commands,
     "latency": latency.latency,
     "claim": database.claim,

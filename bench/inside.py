@@ -22,6 +22,7 @@ django.setup()
 from django.conf import settings  # noqa: E402
 from django.db import connection, transaction  # noqa: E402
 
+from batches import submission  # noqa: E402
 from bench.processes import cpu_seconds, wait_until  # noqa: E402
 from k1node.access import keys  # noqa: E402
 from k1node.events import log  # noqa: E402
@@ -66,6 +67,7 @@ def drain(
     solo: bool = False,
     breaker: str = "",
     policy: str = "standard",
+    as_batch: bool = False,
     seconds: float = 600,
 ) -> dict[str, float]:
     """Fill the queue while all workers are held, let them go, and say how long they took.
@@ -78,7 +80,10 @@ def drain(
     gates = Task.objects.filter(handler="python:bench.gate", status=TaskStatus.EXECUTING)
     wait_until(lambda: gates.count() == workers, 60, f"{workers} workers to be held")
     began = time.monotonic()
-    _enqueue("bench", count, handler, solo=solo, circuit_breaker=breaker, retry_policy=policy)
+    if as_batch:
+        _submit("bench", count, handler)
+    else:
+        _enqueue("bench", count, handler, solo=solo, circuit_breaker=breaker, retry_policy=policy)
     enqueued = time.monotonic() - began
     # Whatever the filling has set off (a checkpoint, an autovacuum) is not what is measured.
     time.sleep(1)
@@ -129,6 +134,17 @@ def _enqueue(prefix: str, count: int, handler: str, **fields: Any) -> None:
         now = database_now()
         numbers = range(start, min(count, start + ENQUEUE_AT_ONCE))
         queue.enqueue([NewTask(f"{prefix}-{number}", name, now, **fields) for number in numbers], now=now)
+
+
+def _submit(prefix: str, count: int, handler: str) -> None:
+    """Submit the tasks as one batch, without limit or order."""
+    given = [{"task_id": f"{prefix}-{number}"} for number in range(count)]
+    size = submission.MOST_TASKS
+    now, shared = database_now(), {"handler": handler}
+    batch = submission.submit(given[:size], batch_id=prefix, defaults=shared, is_open=True, by="bench", now=now)
+    for start in range(size, count, size):
+        submission.add(batch, given[start : start + size], by="bench", now=database_now())
+    submission.close(batch, by="bench", now=database_now())
 
 
 def _wait_until_idle(seconds: float) -> datetime:

@@ -15,7 +15,8 @@ on. The loop sleeps until the next slot or delay is due, at most TICK.
 | tend breakers | tick | what an opening one stops is parked, probes go out, what waited is let through |
 | wake breakers | 0.5 s | those that could probe and at which a task has arrived; a hold whose time is over ends |
 | resume | 0.5 s | paused tasks whose pause is over go on |
-| carry on bulk jobs | tick | the next few of each set: redrives, redeliveries |
+| carry on bulk jobs | tick | the next few of each set: redrives, redeliveries, failed tasks of batches retried |
+| tend batches | tick | what is due goes on, what is over ends, what was retried begins anew |
 | seal audit log | 1 s | one block over the new records |
 | note audit checkpoint | 60 s | the newest block, outside the database |
 | sweep gates | 30 s | missed releases, counts that do not match |
@@ -31,6 +32,8 @@ from functools import partial
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
+from batches import steering as batch_steering
+from batches import upkeep
 from k1node import tidying
 from k1node.audit import chain, trail
 from k1node.broker import board as open_board
@@ -48,7 +51,7 @@ logger = logging.getLogger(__name__)
 TICK = 0.2
 GAP_SECONDS = 5.0  # a longer pause between two ticks (an outage, a suspend) makes every lease look dead
 STAGE_MOST = 1000
-KINDS = {kind.name: kind for kind in (redrives.REDRIVE, redelivery.REDELIVERY)}
+KINDS = {kind.name: kind for kind in (redrives.REDRIVE, redelivery.REDELIVERY, batch_steering.RETRY_FAILED)}
 JOBS_SECONDS = 0.3  # bulk jobs can wait, slots and delays cannot
 DUTY_SECONDS = 2.0  # a duty that finds more to do goes on at the next tick, after the others
 
@@ -81,6 +84,7 @@ class Clock:
             Duty("wake breakers", 0.5, self.wake_breakers),
             Duty("resume", 0.5, self.resume),
             Duty("carry on bulk jobs", 0, self.carry_on),
+            Duty("tend batches", 0, self.tend_batches),
             Duty("seal audit log", 1, self.seal_audit),
             Duty("note audit checkpoint", 60, lambda now: chain.write_checkpoint()),
             Duty("sweep gates", 30, self.sweep_gates),
@@ -210,6 +214,11 @@ class Clock:
         while (more := jobs.tend(KINDS, now=now)) and time.monotonic() < until:
             pass
         self._has_more = bool(more)
+
+    def tend_batches(self, now: datetime) -> None:
+        until = time.monotonic() + DUTY_SECONDS
+        while upkeep.tend(now=now) and time.monotonic() < until:
+            pass
 
     def seal_audit(self, now: datetime) -> None:
         trail.fold(now=now)

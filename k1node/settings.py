@@ -114,6 +114,7 @@ INSTALLED_APPS = [
     "scheduling",
     "recovery",
     "webhooks",
+    "batches",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 
+from batches import upkeep
 from k1node.access import buckets, grants
 from k1node.access.oauth import tokens
 from k1node.api import idempotency
@@ -28,6 +29,7 @@ def prune(*, now: datetime, after: int = 0) -> Pruned:
         after=after,
         spared=dead_letters.with_entries,
     )
+    gone += upkeep.prune(before=now - keep_tasks)  # those whose tasks are gone
     gone += grants.prune(now=now)
     gone += tokens.prune(now=now)
     gone += jobs.prune(before=now - keep_tasks, now=now)

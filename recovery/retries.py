@@ -5,6 +5,9 @@ caller's transaction and in a fixed number of statements: lock (dead letters, sc
 originals, each in the order of their keys), admit, number, enqueue, and write down what was done. A task that cannot
 be retried leaves the others alone: its answer is the reason.
 
+The new task of a batch takes the place that its original, or the latest retry of that, has there: the batch has as many
+tasks as before. The one that had it has no batch any more.
+
 A retry is linked to the original task and numbered by it: task-1-retry-1, then task-1-retry-2, also for a retry of
 task-1-retry-1. While one of them has not ended there is no other, so a second press does not run it twice.
 
@@ -17,7 +20,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from k1node.events import log
 from k1node.lib import sql
@@ -27,7 +30,7 @@ from recovery.models import DeadLetter, Intervention
 from recovery.records import By, Done
 from scheduling import gates, handlers, queue, tasks
 from scheduling.gates import Admission
-from scheduling.models import ACTIVE, FINISHED, Gate, Schedule, Task, TaskStatus
+from scheduling.models import ACTIVE, FINISHED, Gate, GateKind, Schedule, Task, TaskStatus
 from scheduling.queue import NewTask
 from scheduling.steering import Impossible
 
@@ -131,7 +134,11 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
     letters = _locked_letters(each.task.pk for each in wanted)
     schedules = _locked_schedules(each.task.schedule_id for each in wanted)
     gate_of = gates.overlap_gates(list(schedules.values()))
-    rows = _locked_tasks(pk for each in wanted for pk in (each.task.pk, each.task.origin_id) if pk is not None)
+    places = _Places(wanted)
+    rows = _locked_tasks(
+        [pk for each in wanted for pk in (each.task.pk, each.task.origin_id) if pk is not None] + places.holders
+    )
+    places.look_again(rows.values())
     # One that was made while this waited for its task: against the order, so at worst this repeats.
     if late := [each.task.pk for each in wanted if each.task.pk not in letters]:
         letters |= _locked_letters(late)
@@ -151,8 +158,9 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
         except K1NodeError as error:
             answers.append(error)
             continue
-        made = _new_task(each, task, root, task_id, admission, by, now)
+        made = _new_task(each, task, root, task_id, admission, places.gate_of(root), by, now)
         living[root.pk] = made.task_id
+        places.take(root)
         new[place] = made
         answers.append(each.task)  # until it is made
         if schedule and admission and admission.end_others:
@@ -161,13 +169,15 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
         return answers
     gates.save_counts(gate_of.values())
     numbers.save()
+    places.leave()
     for place, made_task in zip(new, queue.enqueue(list(new.values()), now=now), strict=True):
         answers[place] = made_task
+    released = places.fill(now=now)
     for schedule, admission, task_id in ends:
         assert admission.gate_id is not None
         queue.end_earlier_runs(schedule, admission.gate_id, keep=task_id, now=now)
     made_of = {wanted[place].task.pk: answer for place, answer in enumerate(answers) if isinstance(answer, Task)}
-    if ends:
+    if ends or released:
         for answer in made_of.values():
             answer.refresh_from_db()
     action = Intervention.Action.RESUBMIT if only_pending else Intervention.Action.RETRY
@@ -220,8 +230,16 @@ def _admit(schedule: Schedule, gate: Gate | None, *, waits: bool) -> Admission:
 
 
 def _new_task(
-    each: Ready, task: Task, root: Task, task_id: str, admission: Admission | None, by: By, now: datetime
+    each: Ready,
+    task: Task,
+    root: Task,
+    task_id: str,
+    admission: Admission | None,
+    batch: Gate | None,
+    by: By,
+    now: datetime,
 ) -> NewTask:
+    gate_id = batch.pk if batch else admission.gate_id if admission else None
     return NewTask(
         task_id=task_id,
         task_name=task.task_name,
@@ -232,8 +250,9 @@ def _new_task(
         retry_policy=each.changes.retry_policy or str(task.retry_policy_id),
         circuit_breaker=task.circuit_breaker,
         schedule_id=task.schedule_id if admission else None,  # None: the schedule is gone
-        gate_id=admission.gate_id if admission else None,
-        is_blocked=admission is not None and admission.status == TaskStatus.BLOCKED,
+        gate_id=gate_id,
+        is_blocked=gates.makes_wait(batch) if batch else bool(admission and admission.status == TaskStatus.BLOCKED),
+        may_bundle=batch is not None and gates.may_bundle(batch),
         due_at=now,
         created_by=by.name[:150],
         solo=task.solo,
@@ -325,6 +344,51 @@ def _living(rows: Iterable[Task]) -> dict[int, str]:
     """Return the retries that have not ended, by the original task."""
     found = Task.objects.filter(origin__in=[row.pk for row in rows], status__in=ACTIVE)
     return {origin: task_id for origin, task_id in found.values_list("origin_id", "task_id") if origin is not None}
+
+
+class _Places:
+    """The places that the tasks to be retried have in batches: of each original, or of one of its retries."""
+
+    def __init__(self, wanted: Sequence[Ready]) -> None:
+        """Lock the gates, before any task."""
+        roots = {each.task.origin_id or each.task.pk for each in wanted}
+        members = Task.objects.filter(Q(pk__in=roots) | Q(origin__in=roots), gate__kind=GateKind.BATCH)
+        found = dict(members.values_list("pk", "gate_id"))
+        self.holders = list(found)
+        self._gates = gates.lock(gate_id for gate_id in found.values() if gate_id is not None)
+        self._held: dict[int, Task] = {}  # by the original
+        self._left: dict[int, list[Task]] = {}  # by the gate
+
+    def look_again(self, rows: Iterable[Task]) -> None:
+        """Note who has which place, now that the tasks are locked too."""
+        self._held = {row.origin_id or row.pk: row for row in rows if row.gate_id in self._gates}
+
+    def gate_of(self, root: Task) -> Gate | None:
+        held = self._held.get(root.pk)
+        return self._gates[held.gate_id] if held is not None and held.gate_id is not None else None
+
+    def take(self, root: Task) -> None:
+        """Let a new task have the place, if there is one."""
+        held = self._held.pop(root.pk, None)
+        if held is not None and held.gate_id is not None:
+            self._left.setdefault(held.gate_id, []).append(held)
+
+    def leave(self) -> None:
+        """Take those who had the places out of their batches, and count the new tasks."""
+        pks = [row.pk for rows in self._left.values() for row in rows]
+        if not pks:
+            return
+        Task.objects.filter(pk__in=pks).update(gate=None)
+        for gate_id, rows in self._left.items():
+            gates.replace(self._gates[gate_id], [TaskStatus(row.status) for row in rows], len(rows))
+
+    def fill(self, *, now: datetime) -> int:
+        """Let through what may start, and store the counts; return how many were let through."""
+        released = 0
+        for gate_id in self._left:
+            released += gates.release(self._gates[gate_id], now=now)
+            gates.save(self._gates[gate_id])
+        return released
 
 
 class _Numbers:

@@ -115,6 +115,7 @@ def rescue_worker(owner: str, running: tuple[int, int] | None, policies: Policie
     `running` is the (task, fence) it really ran, known from the board: only that one is lost.
     """
     orphans = claims.held_by(owner)
+    gates.lock(orphan.claim.gate_id for orphan in orphans if orphan.claim.gate_id is not None)  # before the tasks
     _settle_orphans(orphans, lambda orphan: (orphan.claim.id, orphan.claim.fence) == running, policies, now=now)
     return len(orphans)
 

@@ -21,7 +21,7 @@ import orjson
 from django.db import connection
 
 from k1node.lib import sql, wake
-from scheduling import parking
+from scheduling import gates, parking
 
 LEASE = timedelta(seconds=20)
 RENEW_EVERY = timedelta(seconds=5)
@@ -153,13 +153,15 @@ def controls(claim: Claim) -> tuple[str, str] | None:
 
 
 def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
-    """Return unstarted claims to the queue, nothing spent; return how many were still held.
+    """Return unstarted claims to the queue, nothing spent; return how many were still held. Needs a transaction.
 
     With `solo` they will never be bundled again.
     """
     if not claims:
         return 0
     alone = ", solo = true" if solo else ""
+    gate_ids = {claim.gate_id for claim in claims if claim.gate_id is not None}
+    locked = gates.lock(gate_ids) if gate_ids else {}  # before the tasks
     with connection.cursor() as cursor:
         cursor.execute(
             # A pause that was asked for before the run began is kept by not beginning.
@@ -171,6 +173,7 @@ def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
             [value for claim in claims for value in (claim.id, claim.fence)],
         )
         count: int = cursor.rowcount
+    gates.given_back(locked.values())
     wake.tell()
     return count
 

@@ -121,10 +121,11 @@ class GateKind(models.TextChoices):
 
 
 class FailureRule(models.TextChoices):
-    """What a failed task of a gate does to those still waiting behind it."""
+    """What a failed task of a gate does to the others."""
 
     CONTINUE = "continue"
-    CANCEL_WAITING = "cancel_waiting"
+    CANCEL_WAITING = "cancel_waiting"  # those that do not run
+    CANCEL_RUNNING = "cancel_running"  # all of them
 
 
 class Gate(models.Model):
@@ -140,6 +141,9 @@ class Gate(models.Model):
     generation = models.PositiveBigIntegerField(default=0)  # of a breaker's door: raised with every change
     ordered = models.BooleanField(default=False)
     on_failure = models.CharField(max_length=14, choices=FailureRule.choices, default=FailureRule.CONTINUE)
+    # A failure or a cancellation has ended it: nothing is released any more. A retry of one of its tasks undoes that.
+    spent = models.BooleanField(default=False)
+    reopened = models.BooleanField(default=False)  # a task has been retried; whoever watches the gate takes it back
     waiting = models.PositiveIntegerField(default=0)
     in_flight = models.PositiveIntegerField(default=0)
     completed = models.PositiveIntegerField(default=0)
@@ -149,9 +153,36 @@ class Gate(models.Model):
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=("kind", "key"), name="gate_once"),)
+        indexes = (
+            # for the clock: gates whose tasks have been retried
+            models.Index(fields=("id",), condition=Q(reopened=True), name="gate_reopened"),
+        )
 
     def __str__(self) -> str:
         return f"{self.kind} {self.key}"
+
+
+class GateTally(models.Model):
+    """What one worker has counted on a gate and nobody has added to the gate's own counts yet.
+
+    Only for gates whose tasks may be bundled: their workers would wait for each other at the gate's row. Written at
+    settlement, taken by whoever locks the gate (scheduling.gates).
+    """
+
+    gate = models.ForeignKey(Gate, models.CASCADE, db_constraint=False, db_index=False, related_name="tallies")
+    worker = models.CharField(max_length=80)
+    completed = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    skipped = models.PositiveIntegerField(default=0)
+    cancelled = models.PositiveIntegerField(default=0)
+    returned = models.PositiveIntegerField(default=0)  # went behind the gate again
+
+    class Meta:
+        verbose_name_plural = "gate tallies"
+        constraints = (models.UniqueConstraint(fields=("gate", "worker"), name="gate_tally_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.gate_id}/{self.worker}"
 
 
 class TaskStatus(models.TextChoices):

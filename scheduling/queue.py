@@ -1,17 +1,18 @@
 """Putting tasks on the queue, and taking waiting ones off it again.
 
 A new task is `queued`, or `scheduled` when it is due later, or `blocked` behind its gate or the closed door of its
-breaker. Everything that makes tasks comes through here: the API, slots, triggers, retries, and later batches and
-resubmissions.
+breaker. Everything that makes tasks comes through here: the API, slots, triggers, retries, resubmissions and batches.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import orjson
 from django.db import IntegrityError, connection, transaction
 
 from k1node.events import log
@@ -59,6 +60,7 @@ class NewTask:
     schedule_id: int | None = None
     gate_id: int | None = None
     is_blocked: bool = False  # waits behind its gate
+    may_bundle: bool = False  # its gate does not mind when several are claimed at once (gates.may_bundle)
     created_by: str = ""
     solo: bool = False
     origin_id: int | None = None  # the task that this one is a retry of
@@ -90,21 +92,76 @@ def check_policy(name: str, *, keep: bool = False) -> None:
 
 def enqueue(tasks: Sequence[NewTask], *, now: datetime) -> list[Task]:
     """Insert the tasks in one transaction; raise TaskIdTaken (and insert none) if an id exists already."""
+    _refuse_twice(tasks)
+    with _ids_free(tasks):
+        closed = parking.closed_doors(new.circuit_breaker for new in tasks)
+        created = [_row(new, closed.get(new.circuit_breaker), now) for new in tasks]
+        _insert(created, now)
+        wake.tell()
+        return created
+
+
+def insert(tasks: Sequence[NewTask], gate_id: int, *, is_blocked: bool, may_bundle: bool, now: datetime) -> None:
+    """Do as enqueue() for thousands of tasks of one gate, whose rows nobody wants to see."""
+    _refuse_twice(tasks)
+    with _ids_free(tasks):
+        closed = parking.closed_doors({new.circuit_breaker for new in tasks})
+        stamp = sql.stored(now)
+        rows = []
+        for new in tasks:
+            status, blocked_on_id = _placed(new.due_at, closed.get(new.circuit_breaker), gate_id, is_blocked, now)
+            rows.append(
+                (
+                    new.task_id,
+                    new.task_name,
+                    new.schedule_id,
+                    new.handler,
+                    _as_json(new.parameters),
+                    new.priority,
+                    new.timeout_ms,
+                    new.retry_policy,
+                    new.circuit_breaker,
+                    status.value,
+                    stamp if new.due_at is now else sql.stored(new.due_at),
+                    gate_id,
+                    blocked_on_id,
+                    new.solo or not may_bundle,
+                    new.origin_id,
+                    new.created_by,
+                    stamp,
+                    *BEGINNING,
+                )
+            )
+        sql.insert_many("scheduling_task", ALL_COLUMNS, rows)
+        wake.tell()
+
+
+def _refuse_twice(tasks: Sequence[NewTask]) -> None:
     ids = Counter(new.task_id for new in tasks)
     if len(ids) < len(tasks):
         raise TaskIdTaken(sorted(task_id for task_id, count in ids.items() if count > 1)[:50])
+
+
+@contextmanager
+def _ids_free(tasks: Sequence[NewTask]) -> Iterator[None]:
+    """Run what inserts the tasks in a transaction; raise TaskIdTaken if an id exists already."""
     try:
         with transaction.atomic():
-            closed = parking.closed_doors(new.circuit_breaker for new in tasks)
-            created = [_row(new, closed.get(new.circuit_breaker), now) for new in tasks]
-            _insert(created, now)
-            wake.tell()
-            return created
+            yield
     except IntegrityError:
         taken = Task.objects.filter(task_id__in=[new.task_id for new in tasks]).values_list("task_id", flat=True)
         if not taken:
             raise
         raise TaskIdTaken(sorted(taken[:50])) from None
+
+
+def _as_json(parameters: dict[str, Any]) -> str:
+    if not parameters:
+        return "{}"
+    try:
+        return orjson.dumps(parameters).decode()
+    except TypeError:  # a number over 64 bits, or half of a surrogate pair
+        return json.dumps(parameters)
 
 
 # Written out: by way of the models, thousands take three times as long.
@@ -153,7 +210,7 @@ def _insert(rows: Sequence[Task], now: datetime) -> None:
             row.task_name,
             row.schedule_id,
             row.handler,
-            "{}" if not row.parameters else json.dumps(row.parameters),
+            _as_json(row.parameters),
             row.priority,
             row.timeout_ms,
             row.retry_policy_id,
@@ -192,8 +249,7 @@ def add_failed(new: NewTask, *, exit_code: int, error: str, now: datetime) -> Ta
 
 def _row(new: NewTask, door: parking.Door | None, now: datetime) -> Task:
     """Return the row of a new task; `door` is the closed one of its breaker, which parks what is due."""
-    status = _first_status(new, now)
-    is_parked = door is not None and status == TaskStatus.QUEUED
+    status, blocked_on_id = _placed(new.due_at, door, new.gate_id, new.is_blocked, now)
     return Task(
         task_id=new.task_id,
         task_name=new.task_name,
@@ -204,21 +260,26 @@ def _row(new: NewTask, door: parking.Door | None, now: datetime) -> Task:
         timeout_ms=new.timeout_ms,
         retry_policy_id=new.retry_policy,
         circuit_breaker=new.circuit_breaker,
-        status=TaskStatus.BLOCKED if is_parked else status,
+        status=status,
         due_at=new.due_at,
         gate_id=new.gate_id,
-        blocked_on_id=door.id if door and is_parked else new.gate_id if new.is_blocked else None,
-        solo=new.solo or new.gate_id is not None,
+        blocked_on_id=blocked_on_id,
+        solo=new.solo or (new.gate_id is not None and not new.may_bundle),
         origin_id=new.origin_id,
         created_by=new.created_by,
         created_at=now,
     )
 
 
-def _first_status(new: NewTask, now: datetime) -> TaskStatus:
-    if new.is_blocked:
-        return TaskStatus.BLOCKED
-    return TaskStatus.SCHEDULED if new.due_at > now else TaskStatus.QUEUED
+def _placed(
+    due_at: datetime, door: parking.Door | None, gate_id: int | None, is_blocked: bool, now: datetime
+) -> tuple[TaskStatus, int | None]:
+    """Return a new task's first status, and what it is blocked on."""
+    if is_blocked:
+        return TaskStatus.BLOCKED, gate_id
+    if due_at > now:
+        return TaskStatus.SCHEDULED, None
+    return (TaskStatus.QUEUED, None) if door is None else (TaskStatus.BLOCKED, door.id)
 
 
 def end_earlier_runs(schedule: Schedule, gate_id: int, *, keep: str, now: datetime) -> int:

@@ -21,7 +21,7 @@ from k1node.events import log
 from k1node.lib import sql
 from scheduling import claims, gates
 from scheduling.claims import Claim, Held
-from scheduling.models import Control, Task, TaskStatus
+from scheduling.models import Control, Gate, Task, TaskStatus
 from scheduling.outcomes import Action, Decision, Outcome, OutcomeKind
 from scheduling.output import HEAD_BYTES, TAIL_BYTES, Chunk
 
@@ -174,7 +174,13 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
     """Write the ends of runs; return those that counted. Needs a transaction."""
     if not settlements:
         return []
-    gate_of = gates.lock([s.claim.gate_id for s in settlements if s.claim.gate_id is not None])
+    members = [s.claim for s in settlements if s.claim.gate_id is not None]
+    # Whether a gate may be shared is mostly seen by its tasks: those of the others run alone.
+    loose = {claim.gate_id for claim in members if claim.gate_id is not None and not claim.solo}
+    gate_of = gates.lock(claim.gate_id for claim in members if claim.gate_id is not None and claim.gate_id not in loose)
+    shared_of = gates.share(loose)
+    if unshared := loose - shared_of.keys():
+        gate_of |= gates.lock(unshared)
     held = claims.lock_held([s.claim for s in settlements])
     settled = sorted(
         (_as_it_stands(s, held[s.claim.id]) for s in settlements if s.claim.id in held), key=lambda s: s.claim.id
@@ -187,7 +193,7 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
             )
     if not settled:
         return []
-    joined = {s.claim.gate_id for s in settled if s.claim.gate_id is not None} - gate_of.keys()
+    joined = {s.claim.gate_id for s in settled if s.claim.gate_id is not None} - gate_of.keys() - shared_of.keys()
     if joined:
         # Gates that took these tasks in while they ran: after the tasks, against the order, so at worst this repeats.
         gate_of |= gates.lock(joined)
@@ -200,7 +206,10 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
         for s in settled
         if s.claim.gate_id is not None and s.decision.action in FINAL
     ]
-    cancelled = gates.settled(gate_of, finals, now=now) if finals else []
+    again = [
+        (s.claim.gate_id, s.claim.id) for s in settled if s.claim.gate_id is not None and s.decision.action not in FINAL
+    ]
+    cancelled = _count(gate_of, shared_of, finals, again, worker, now=now) if finals or again else []
     sql.insert_many("scheduling_attempt", ATTEMPT_COLUMNS, [(*s.rows.attempt, worker) for s in settled])
     _write_output(settled)
     log.publish_json([s.rows.event for s in settled if s.rows.event is not None], now=now)
@@ -208,6 +217,33 @@ def settle(settlements: Sequence[Settlement], *, worker: str, shard: int, now: d
     _write_tallies(settled, shard)
     _write_counters(settled, worker, now=now)
     return settled
+
+
+def _count(
+    locked: dict[int, Gate],
+    shared: dict[int, Gate],
+    finals: Sequence[tuple[int, TaskStatus]],
+    again: Sequence[tuple[int, int]],
+    worker: str,
+    *,
+    now: datetime,
+) -> list[str]:
+    """Count the ends on their gates; return the ids of tasks that a failure rule has cancelled."""
+    if shared:
+        gates.settled_sharing(
+            shared,
+            [final for final in finals if final[0] in shared],
+            again=[each for each in again if each[0] in shared],
+            worker=worker,
+        )
+    if not locked:
+        return []
+    return gates.settled(
+        locked,
+        [final for final in finals if final[0] in locked],
+        again=[each for each in again if each[0] in locked],
+        now=now,
+    )
 
 
 def _as_it_stands(s: Settlement, held: Held) -> Settlement:

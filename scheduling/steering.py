@@ -112,6 +112,9 @@ def resume(locked: Locked, *, now: datetime) -> None:
         raise Impossible("It is not paused")
     task.paused_at = task.paused_until = None
     task.save(update_fields=("status", "control", "paused_at", "paused_until"))
+    if task.status in IDLE and task.gate_id is not None:
+        gates.given_back([locked.gates[task.gate_id]])  # which may have been closed meanwhile
+        task.refresh_from_db(fields=("status", "blocked_on"))
     wake.tell()
 
 

@@ -174,16 +174,23 @@ def _job(kind: str, summary: str, state: str, done: int, more: Mapping[str, Any]
     )
 
 
-def _batch(summary: str, statuses: list[str], example: Mapping[str, Any]) -> Event:
+def _batch(summary: str, statuses: list[str], counts: Mapping[str, int]) -> Event:
+    names = ("total", "completed", "failed", "skipped", "cancelled")
     return Event(
         summary,
         {
-            "batch_id": {"type": "string", "description": "The batch"},
+            "batch_id": TEXT,
             "status": {"type": "string", "enum": statuses},
-            "progress": {**PROGRESS, "description": "How its tasks have ended"},
+            "round": {"type": "integer", "minimum": 1, "description": "Each retry after the end begins another"},
+            "progress": {"type": "object", "required": list(names), "properties": dict.fromkeys(names, COUNT)},
         },
-        {"batch_id": "batch-export-20251109", **example},
-        optional={"by": BY, "reason": REASON},
+        {
+            "batch_id": "batch-export-20251109",
+            "status": statuses[0],
+            "round": 1,
+            "progress": {**dict.fromkeys(names, 0), **counts},
+        },
+        optional={"by": BY},
     )
 
 
@@ -315,14 +322,32 @@ _EVENTS: dict[str, Event] = {
         "redelivery", "A redelivery was cancelled", "cancelled", 40, {"by": "operator-user-1"}
     ),
     "batch.completed": _batch(
-        "All tasks of a batch have ended, with or without failures",
+        "All tasks of a batch have ended, and some have done their work",
         ["completed", "completed_with_failures"],
-        {"status": "completed", "progress": {"total": 2, "completed": 2, "failed": 0, "in_progress": 0}},
+        {"total": 2, "completed": 2},
     ),
     "batch.failed": _batch(
-        "A batch has stopped before its end, or was cancelled",
+        "A batch has ended without its work: it was to fail fast, nothing has completed, or it was cancelled",
         ["failed", "cancelled"],
-        {"status": "failed", "progress": {"total": 2, "completed": 0, "failed": 1, "in_progress": 0, "cancelled": 1}},
+        {"total": 2, "failed": 1, "cancelled": 1},
+    ),
+    "retry-failed.started": _job(
+        "retry-failed", "The failed tasks of a batch are being retried", "running", 0, {"by": "operator-user-1"}
+    ),
+    "retry-failed.stopped": _job(
+        "retry-failed",
+        "The retries of a batch's failed tasks rest",
+        "stopped",
+        40,
+        {"reason": "The batch was cancelled"},
+    ),
+    "retry-failed.completed": _job("retry-failed", "All failed tasks of a batch have been retried", "completed", 150),
+    "retry-failed.cancelled": _job(
+        "retry-failed",
+        "The retries of a batch's failed tasks were cancelled",
+        "cancelled",
+        40,
+        {"by": "operator-user-1"},
     ),
     "alert.firing": _alert(
         "Something is the matter with the node",

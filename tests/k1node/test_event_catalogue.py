@@ -52,4 +52,4 @@ def test_the_table_of_the_architecture_has_every_event() -> None:
     page = (Path(settings.BASE_DIR) / "docs" / "architecture.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
 
-    assert set(EVENTS) <= {name for row in rows for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", row.split("|")[1])}
+    assert set(EVENTS) <= {name for row in rows for name in re.findall(r"`([a-z_-]+\.[a-z_]+)`", row.split("|")[1])}
