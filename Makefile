@@ -36,6 +36,14 @@ $(VENV)/.spectral: tests/contract/spectral/package-lock.json | $(VENV)/.contract
 		"$$lib/bin/node" "$$lib/lib/node_modules/npm/bin/npm-cli.js" ci --silent --ignore-scripts --no-audit --no-fund
 	touch $@
 
+# The library that receivers of webhooks use, the same way.
+$(VENV)/.receivers: tests/contract/receivers/package-lock.json | $(VENV)/.contract
+	mkdir -p $(VENV)/receivers
+	cp tests/contract/receivers/package.json tests/contract/receivers/package-lock.json $(VENV)/receivers/
+	lib=$(NODE_LIB) && cd $(VENV)/receivers && PATH="$$lib/bin:$$PATH" \
+		"$$lib/bin/node" "$$lib/lib/node_modules/npm/bin/npm-cli.js" ci --silent --ignore-scripts --no-audit --no-fund
+	touch $@
+
 run: setup
 	@exec $(BIN)/python manage.py up
 
@@ -71,7 +79,7 @@ deployment: dev
 	$(BIN)/python -m tests.deploy_check
 
 # A running node, and the document it is described by, against tools from outside.
-check-api: $(VENV)/.contract $(VENV)/.spectral
+check-api: $(VENV)/.contract $(VENV)/.spectral $(VENV)/.receivers
 	$(BIN)/python -m pytest -q -m contract -p no:randomly tests/contract
 	@echo "check-api: docs/openapi.json is valid, and a running node keeps to it."
 

@@ -168,7 +168,9 @@ class ApiViewSet(ViewSet):
         """Return `response`, which shows `row`, with its ETag; or a 304 if the caller knows this state already."""
         # Version 1 has the same data in an envelope.
         form = str(getattr(self.request._request, "api_version", ""))
-        etag = conditional.tag(row, self.settings_fields, response.data, form)
+        # What is shown once is no part of the state.
+        shown = {name: value for name, value in response.data.items() if name not in self.secret_fields}
+        etag = conditional.tag(row, self.settings_fields, shown, form)
         if self.request.method in ("GET", "HEAD"):
             known = conditional.named(self.request, conditional.IF_NONE_MATCH)
             if known is not None and conditional.is_known(etag, known):

@@ -261,6 +261,7 @@ def test_without_if_match_or_with_a_star_any_state_will_do(
         ),
         ("/api/v2/retry-policies", {"name": "new", "multiplier": 3}),
         ("/api/v2/circuit-breaker", {"breaker_id": "new", "min_calls": 3}),
+        ("/api/v2/api-keys", {"name": "new", "scopes": ["scheduler:read"]}),
         ("/api/v2/webhooks", {"name": "new", "url": "https://receiver.example/hook", "events": ["*"]}),
     ],
 )

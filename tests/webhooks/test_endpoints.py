@@ -26,14 +26,18 @@ LATER = NOW + timedelta(minutes=1)
 NEXT = "whsec_HxwdHhsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA="
 LAST = "whsec_" + "A" * 43 + "="
 FIELDS = {"name": "billing", "url": "https://receiver.example/hook", "events": ["task.completed"]}
-FAILING = {
+FAILING: dict[str, Any] = {
     "failures": 7,
     "failing_since": NOW - timedelta(days=4),
     "exhausted": 99,
     "open_until": NOW + timedelta(minutes=9),
     "paced_until": NOW + timedelta(minutes=9),
 }
-DISABLED = FAILING | {"active": False, "disabled_at": NOW, "disabled_reason": "Nothing has arrived for 5 days"}
+DISABLED: dict[str, Any] = FAILING | {
+    "active": False,
+    "disabled_at": NOW,
+    "disabled_reason": "Nothing has arrived for 5 days",
+}
 
 
 def create(**fields: Any) -> tuple[Webhook, str]:
