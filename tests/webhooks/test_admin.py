@@ -155,6 +155,10 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
         ({"last_success_at": 0}, "All is well: the last delivery arrived now."),
         ({}, "No event has been sent to it yet: send a test."),
         (
+            {"last_success_at": -9, "last_failure_at": -5, "last_error": "503"},
+            "Nothing has arrived since it failed 5 min ago. The last error: 503. Send a test, or wait for the next",
+        ),
+        (
             {"failures": 2, "last_error": "503"},
             "The last 2 attempts failed. The last error: 503. They are tried again.",
         ),
