@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 XDIST ?= -n 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --require-hashes
 
-.PHONY: setup dev run demo test test-node check check-api lint types layers migrations deployment openapi format bench lock clean
+.PHONY: setup dev run demo test test-node check check-api tools lint types layers migrations deployment openapi format bench lock clean
 
 setup: $(VENV)/.runtime
 
@@ -78,8 +78,10 @@ migrations: dev
 deployment: dev
 	$(BIN)/python -m tests.deploy_check
 
+tools: $(VENV)/.contract $(VENV)/.spectral $(VENV)/.receivers
+
 # A running node, and the document it is described by, against tools from outside.
-check-api: $(VENV)/.contract $(VENV)/.spectral $(VENV)/.receivers
+check-api: tools
 	$(BIN)/python -m pytest -q -m contract -p no:randomly tests/contract
 	@echo "check-api: docs/openapi.json is valid, and a running node keeps to it."
 
