@@ -331,6 +331,26 @@ def next_due_at() -> datetime | None:
 
 # --- without a result ----------------------------------------------------------------------------------------------
 
+UNKNOWN_MOST = 5  # attempts of a delivery in a row; each one more spends a try
+# Of these deliveries those that had more, how many, and what their webhooks say about tries.
+_FATAL = f"""
+SELECT id, spent, is_test, max_retries, backoff_multiplier, unknown FROM (
+    SELECT d.id, d.spent, d.is_test, hook.max_retries, hook.backoff_multiplier, d.attempts - coalesce((
+        SELECT max(number) FROM webhooks_attempt WHERE delivery_id = d.id AND outcome <> '{Attempt.UNKNOWN}'
+    ), 0) AS unknown
+    FROM webhooks_delivery AS d JOIN webhooks_webhook AS hook ON hook.id = d.webhook_id
+    WHERE d.id {{among}}
+) AS released
+WHERE unknown > {UNKNOWN_MOST}
+"""
+_SPENT_COLUMNS = {
+    "state": "text",
+    "due_at": "timestamptz",
+    "spent": "integer",
+    "last_error": "text",
+    "finished_at": "timestamptz",
+    "id": "bigint",
+}
 _HELD = "SELECT id, attempts FROM webhooks_delivery WHERE state = 'sending'"
 
 
@@ -366,14 +386,17 @@ def take_back(owner_prefix: str, *, owner: str, now: datetime) -> int:
 
 
 def _release(query: str, values: list[Any], now: datetime, numbers: Mapping[int, int] | None = None) -> int:
-    """Make deliveries pending again, no try spent; with `numbers` only those whose attempt is still that one."""
+    """Make deliveries pending again, no try spent; with `numbers` only those whose attempt is still that one.
+
+    One that has had no result for more than UNKNOWN_MOST attempts does spend a try: it may be what ends its senders.
+    """
     with connection.cursor() as db:
         db.execute(query + sql.skip_locked(), values)
-        held = [(pk, number) for pk, number in db.fetchall() if numbers is None or numbers[pk] == number]
+        held = [pk for pk, number in db.fetchall() if numbers is None or numbers[pk] == number]
         if not held:
             return 0
         stamp = sql.stored(now)
-        among, pks = sql.among([pk for pk, _ in held])
+        among, pks = sql.among(held)
         db.execute(
             "UPDATE webhooks_delivery SET state = 'pending', owner = '', lease_expires_at = NULL,"
             f" due_at = {sql.moment_mark()} WHERE id {among}",
@@ -385,4 +408,19 @@ def _release(query: str, values: list[Any], now: datetime, numbers: Mapping[int,
             f" WHERE outcome = '{Attempt.SENDING}' AND delivery_id {among}",
             [stamp, *pks],
         )
+        db.execute(_FATAL.format(among=among), pks)
+        rows = [_spent(*row, now=now) for row in db.fetchall()]
+    sql.update_many("webhooks_delivery", _SPENT_COLUMNS, rows)
     return len(held)
+
+
+def _spent(
+    pk: int, spent: int, is_test: bool, max_retries: int, multiplier: float, unknown: int, *, now: datetime
+) -> tuple[Any, ...]:
+    """Return the row of a delivery that had so many attempts without a result: it waits, or has failed."""
+    spent += 1
+    error = f"Its sender ended {unknown} times before there was a result"
+    if is_test or spent > max_retries:
+        return "failed", sql.stored(now), spent, error, sql.stored(now), pk
+    due_at = now + rules.wait_before(spent, multiplier, random.Random())
+    return "pending", sql.stored(due_at), spent, error, None, pk

@@ -12,9 +12,10 @@ from django.test.utils import CaptureQueriesContext
 
 from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, SECRET, make_delivery, make_message, make_webhook
-from webhooks import delivery, rules
+from webhooks import delivery, results, rules
 from webhooks.delivery import Job
 from webhooks.models import Attempt, Delivery, Message, Webhook
+from webhooks.rules import Code, Result
 
 pytestmark = pytest.mark.django_db
 
@@ -507,6 +508,56 @@ def test_a_sender_takes_back_what_those_before_it_on_this_node_had() -> None:
     assert count == 1
     held = set(Delivery.objects.filter(state=State.SENDING).values_list("owner", flat=True))
     assert held == set(owners) - {"node-a:1:1"}
+
+
+def without_a_result(times: int, *, now: datetime = NOW) -> None:
+    """Claim whatever is due and lose its sender, so many times."""
+    for _ in range(times):
+        assert claim(now=now)
+        delivery.take_back("node:", owner="node:2:2", now=now)
+
+
+def test_a_delivery_that_ends_its_sender_again_and_again_spends_its_tries() -> None:
+    row = make_delivery(make_webhook(max_retries=1))
+
+    without_a_result(delivery.UNKNOWN_MOST)
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.due_at) == ("pending", 0, NOW)
+
+    without_a_result(1)
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.finished_at) == ("pending", 1, None)
+    assert NOW + 4 * SECOND <= row.due_at <= NOW + 6 * SECOND
+
+    without_a_result(1, now=NOW + 10 * SECOND)
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.finished_at) == ("failed", 2, NOW + 10 * SECOND)
+    assert row.last_error == "Its sender ended 7 times before there was a result"
+    assert (row.owner, row.lease_expires_at) == ("", None)
+    assert set(Attempt.objects.values_list("outcome", flat=True)) == {"unknown"}
+    assert Webhook.objects.get().failures == 0
+
+
+def test_a_test_that_ends_its_sender_again_and_again_has_failed() -> None:
+    row = make_delivery(is_test=True)
+
+    without_a_result(delivery.UNKNOWN_MOST + 1)
+
+    row.refresh_from_db()
+    assert (row.state, row.spent) == ("failed", 1)
+
+
+def test_only_attempts_in_a_row_without_a_result_are_counted() -> None:
+    row = make_delivery()
+    without_a_result(delivery.UNKNOWN_MOST)
+    (job,) = claim()
+    results.record([(job, Result(Code.TIMEOUT, NOW))], now=NOW)
+    due = NOW + 10 * SECOND
+
+    without_a_result(delivery.UNKNOWN_MOST, now=due)
+
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.due_at) == ("pending", 1, due)
 
 
 def test_giving_back_nothing_asks_nothing(django_assert_num_queries: Any) -> None:
