@@ -36,12 +36,12 @@ MOST_TESTS = 100  # looked at in one claim
 SELECTS_AT_ONCE = 100  # in one statement of SQLite
 
 # The webhooks for which something is pending, by one step into the index for each. Conditions are literals, as SQLite
-# uses a partial index for no others.
+# uses a partial index for no others; and it must be told to, or it steps through all that has ended in another one.
 _WAITING = """
 WITH RECURSIVE waiting (id) AS (
-    SELECT min(webhook_id) FROM webhooks_delivery WHERE state = 'pending'
+    SELECT min(webhook_id) FROM webhooks_delivery{by_due} WHERE state = 'pending'
     UNION ALL
-    SELECT (SELECT min(webhook_id) FROM webhooks_delivery WHERE state = 'pending' AND webhook_id > waiting.id)
+    SELECT (SELECT min(webhook_id) FROM webhooks_delivery{by_due} WHERE state = 'pending' AND webhook_id > waiting.id)
     FROM waiting WHERE waiting.id IS NOT NULL
 )
 """
@@ -53,7 +53,7 @@ WHERE hook.active AND hook.deleted_at IS NULL
     AND (hook.open_until IS NULL OR hook.open_until <= %s)
     AND (hook.paced_until IS NULL OR hook.paced_until <= %s)
     AND EXISTS (
-        SELECT 1 FROM webhooks_delivery
+        SELECT 1 FROM webhooks_delivery{{by_due}}
         WHERE state = 'pending' AND webhook_id = hook.id AND due_at <= %s AND NOT is_test
     )
 """
@@ -65,14 +65,14 @@ WHERE hook.deleted_at IS NULL AND hook.id IN (
 )
 """
 _NEXT_DUE = f"""{_WAITING}
-SELECT (SELECT min(due_at) FROM webhooks_delivery WHERE state = 'pending' AND webhook_id = hook.id),
+SELECT (SELECT min(due_at) FROM webhooks_delivery{{by_due}} WHERE state = 'pending' AND webhook_id = hook.id),
     hook.open_until, hook.paced_until
 FROM waiting JOIN webhooks_webhook AS hook ON hook.id = waiting.id
 WHERE hook.active AND hook.deleted_at IS NULL
 """
 _DUE = """
-SELECT id FROM webhooks_delivery WHERE state = 'pending' AND webhook_id = {webhook} AND due_at <= {now} AND NOT is_test
-ORDER BY due_at, id LIMIT {most}
+SELECT id FROM webhooks_delivery{by_due}
+WHERE state = 'pending' AND webhook_id = {webhook} AND due_at <= {now} AND NOT is_test ORDER BY due_at, id LIMIT {most}
 """
 _TESTS = """
 SELECT id, webhook_id FROM webhooks_delivery
@@ -145,12 +145,16 @@ def _candidates(limit: int, now: datetime) -> list[int]:
     with connection.cursor() as db:
         db.execute(_TESTED)
         tested = {pk: busy for pk, busy, most in db.fetchall() if busy < most}
-        db.execute(_READY, [at, at, at])
+        db.execute(_READY.format(by_due=_by_due()), [at, at, at])
         ready = {pk: busy for pk, busy, most, failures in db.fetchall() if busy < _places(most, failures)}
     order = list((ready | tested).items())
     random.shuffle(order)
     order.sort(key=lambda item: (item[0] not in tested, item[1]))
     return [pk for pk, _ in order[:limit]]
+
+
+def _by_due() -> str:
+    return "" if sql.is_postgresql() else " INDEXED BY delivery_due"
 
 
 def _places(max_in_flight: int, failures: int) -> int:
@@ -241,7 +245,7 @@ def _due(shares: Mapping[int, int], now: datetime) -> list[int]:
     wanted = list(shares.items())
     with connection.cursor() as db:
         if sql.is_postgresql():
-            query = _DUE.format(webhook="share.webhook", now="%s", most="share.most")
+            query = _DUE.format(by_due="", webhook="share.webhook", now="%s", most="share.most")
             db.execute(
                 "SELECT due.id FROM unnest(%s::bigint[], %s::int[]) AS share (webhook, most)"
                 f" CROSS JOIN LATERAL ({query}) AS due",
@@ -251,7 +255,10 @@ def _due(shares: Mapping[int, int], now: datetime) -> list[int]:
         for start in range(0, len(wanted), SELECTS_AT_ONCE):
             part = wanted[start : start + SELECTS_AT_ONCE]
             # Numbers of our own, so no text of others is in the statement.
-            queries = [f"SELECT id FROM ({_DUE.format(webhook=pk, now='%s', most=most)})" for pk, most in part]
+            queries = [
+                f"SELECT id FROM ({_DUE.format(by_due=_by_due(), webhook=pk, now='%s', most=most)})"
+                for pk, most in part
+            ]
             db.execute(" UNION ALL ".join(queries), [sql.stored(now)] * len(part))
             found += [pk for (pk,) in db.fetchall()]
     return found
@@ -324,7 +331,7 @@ def _job(row: Row, webhook: Webhook, secrets: tuple[tuple[str, ...], dict[str, s
 def next_due_at() -> datetime | None:
     """Return when the next delivery may be sent, as far as it is known; None if nothing waits."""
     with connection.cursor() as db:
-        db.execute(_NEXT_DUE)
+        db.execute(_NEXT_DUE.format(by_due=_by_due()))
         rows = [[sql.moment(value) for value in row if value is not None] for row in db.fetchall()]
     return min((max(filter(None, row)) for row in rows if row), default=None)
 
