@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -402,26 +403,34 @@ def test_no_statement_of_a_claim_reads_more_of_a_webhooks_deliveries_than_it_tak
     for webhook in webhooks:
         make_delivery(webhook)
 
-    def steps() -> int:
-        """Return how many of SQLite's instructions a claim takes, in hundreds."""
-        count = 0
-
-        def step() -> None:
-            nonlocal count
-            count += 1
-
-        with transaction.atomic():
-            connection.connection.set_progress_handler(step, 100)
-            claim(50)
-            connection.connection.set_progress_handler(None, 0)
-            transaction.set_rollback(True)
-        return count
-
-    steps()
-    few = steps()
+    steps(lambda: claim(50))
+    few = steps(lambda: claim(50))
     many(webhooks[0], 10_000, state)
 
-    assert steps() < few * 1.3
+    assert steps(lambda: claim(50)) < few * 1.3
+
+
+@only_sqlite
+def test_taking_back_reads_nothing_of_what_is_not_being_sent() -> None:
+    many(make_webhook(), 10_000, State.DELIVERED)
+
+    assert steps(lambda: delivery.take_back("node:", owner="node:2:2", now=NOW)) < 10
+
+
+def steps(work: Callable[[], Any]) -> int:
+    """Return how many of SQLite's instructions `work` takes, in hundreds; what it does is undone."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    with transaction.atomic():
+        connection.connection.set_progress_handler(step, 100)
+        work()
+        connection.connection.set_progress_handler(None, 0)
+        transaction.set_rollback(True)
+    return count
 
 
 @only_postgresql
