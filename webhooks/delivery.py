@@ -6,7 +6,8 @@ never renewed.
 
 Who gets the free places of a sender: of all webhooks that something is due for and that may be sent to, always the one
 with the fewest requests under way. So one with thousands waiting, or one that answers slowly, never takes more than its
-share, and what it costs to find the next ones does not depend on how many wait.
+share, and what it costs to find the next ones does not depend on how many wait. The last places are kept for webhooks
+that have nothing under way: however many hang, the others are not held up by them.
 
 The row of a webhook is locked while something is claimed for it, so its places are counted exactly over all nodes.
 Locks are taken in one order everywhere: webhooks by id, deliveries by id, attempts, events.
@@ -127,13 +128,19 @@ class Job:
 # --- the claim --------------------------------------------------------------------------------------------------
 
 
-def claim(owner: str, *, limit: int, lease: timedelta, now: datetime) -> list[Job]:
-    """Take at most `limit` due deliveries until `now + lease`, oldest first within a webhook."""
+def claim(owner: str, *, limit: int, lease: timedelta, now: datetime, kept: int = 0) -> list[Job]:
+    """Take at most `limit` due deliveries until `now + lease`, oldest first within a webhook.
+
+    The last `kept` of these places are only for webhooks that have nothing under way.
+    """
     # Looked for without a lock: most calls find nothing, and on SQLite a write transaction excludes all others.
     candidates = _candidates(limit, now) if limit > 0 else []
     if not candidates:
         return []
-    taken, webhooks = sql.in_transaction(lambda: _claim(owner, candidates, limit, lease, now))
+    def work() -> tuple[list[Row], dict[int, Webhook]]:
+        return _claim(owner, candidates, limit, lease, now, kept)
+
+    taken, webhooks = sql.in_transaction(work)
     # After the commit: reading secrets takes longer than all statements together.
     secrets = {pk: _secrets(webhook, now) for pk, webhook in webhooks.items()}
     return [_job(row, webhooks[row[3]], secrets[row[3]]) for row in taken]
@@ -163,7 +170,7 @@ def _places(max_in_flight: int, failures: int) -> int:
 
 
 def _claim(
-    owner: str, candidates: Collection[int], limit: int, lease: timedelta, now: datetime
+    owner: str, candidates: Collection[int], limit: int, lease: timedelta, now: datetime, kept: int = 0
 ) -> tuple[list[Row], dict[int, Webhook]]:
     webhooks = _locked(candidates)
     if not webhooks:
@@ -172,7 +179,7 @@ def _claim(
     tests = _tests(webhooks, busy, limit, now)
     busy.update(webhook for _, webhook in tests)
     chosen = [pk for pk, _ in tests]
-    chosen += _due(_shares(webhooks, busy, limit - len(chosen), now), now)
+    chosen += _due(_shares(webhooks, busy, limit - len(chosen), kept, now), now)
     taken = _take(owner, chosen, lease, now)
     _pace(webhooks, Counter(row[3] for row in taken if not row[8]), now)
     _begin_attempts(taken, webhooks, now)
@@ -215,14 +222,16 @@ def _tests(
     return found[:limit]
 
 
-def _shares(webhooks: Mapping[int, Webhook], busy: Counter[int], limit: int, now: datetime) -> dict[int, int]:
+def _shares(
+    webhooks: Mapping[int, Webhook], busy: Counter[int], limit: int, kept: int, now: datetime
+) -> dict[int, int]:
     """Return how many of each webhook's go: place after place to the one with the fewest under way."""
     free = {pk: _free(webhook, busy[pk], now) for pk, webhook in webhooks.items()}
     heap = [(busy[pk], random.random(), pk) for pk, places in free.items() if places > 0]
     heapify(heap)
     shares: Counter[int] = Counter()
-    for _ in range(limit):
-        if not heap:
+    for left in range(limit, 0, -1):
+        if not heap or (heap[0][0] and left <= kept):
             break
         under_way, chance, pk = heappop(heap)
         shares[pk] += 1

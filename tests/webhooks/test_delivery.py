@@ -25,8 +25,8 @@ SECOND = timedelta(seconds=1)
 State = Delivery.State
 
 
-def claim(limit: int = 100, *, owner: str = "node:1:1", now: datetime = NOW) -> list[Job]:
-    return delivery.claim(owner, limit=limit, lease=LEASE, now=now)
+def claim(limit: int = 100, *, owner: str = "node:1:1", now: datetime = NOW, kept: int = 0) -> list[Job]:
+    return delivery.claim(owner, limit=limit, lease=LEASE, now=now, kept=kept)
 
 
 def pending(webhook: Webhook, count: int, **fields: Any) -> list[Delivery]:
@@ -370,6 +370,21 @@ def test_claimers_at_the_same_moment_share_without_a_conflict() -> None:
     assert len({job.delivery for job in got}) == len(got)
     assert shares(got) == dict.fromkeys((webhook.pk for webhook in webhooks), 3)
     assert Attempt.objects.count() == len(got)
+
+
+def test_the_last_places_are_for_webhooks_with_nothing_under_way() -> None:
+    slow, other, idle = (make_webhook(max_in_flight=32) for _ in range(3))
+    for webhook in (slow, other):
+        pending(webhook, 10)
+        make_delivery(webhook, state=State.SENDING)
+
+    assert shares(claim(4, kept=4)) == {}
+    assert sum(shares(claim(4, kept=3)).values()) == 1
+
+    pending(idle, 10)
+    assert shares(claim(4, kept=4)) == {idle.pk: 1}
+    assert shares(claim(4, kept=4)) == {}
+    assert sum(shares(claim(4, kept=0)).values()) == 4
 
 
 # --- the cost ---------------------------------------------------------------------------------------------------
