@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
+from time import monotonic
 from typing import Any
 
 from django.db import connection
@@ -137,8 +138,12 @@ def claim(owner: str, *, limit: int, lease: timedelta, now: datetime, kept: int 
     candidates = _candidates(limit, now) if limit > 0 else []
     if not candidates:
         return []
+    began = monotonic()
+
     def work() -> tuple[list[Row], dict[int, Webhook]]:
-        return _claim(owner, candidates, limit, lease, now, kept)
+        # On SQLite it may have waited for its turn for longer than a lease has to spare.
+        waited = timedelta(seconds=int(monotonic() - began))
+        return _claim(owner, candidates, limit, lease + waited, now, kept)
 
     taken, webhooks = sql.in_transaction(work)
     # After the commit: reading secrets takes longer than all statements together.

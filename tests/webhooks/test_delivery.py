@@ -387,6 +387,16 @@ def test_the_last_places_are_for_webhooks_with_nothing_under_way() -> None:
     assert sum(shares(claim(4, kept=0)).values()) == 4
 
 
+def test_a_lease_begins_when_the_wait_for_the_database_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_delivery()
+    moments = iter((100.0, 117.5))
+    monkeypatch.setattr(delivery, "monotonic", lambda: next(moments))
+
+    claim()
+
+    assert Delivery.objects.get().lease_expires_at == NOW + LEASE + 17 * SECOND
+
+
 # --- the cost ---------------------------------------------------------------------------------------------------
 
 
