@@ -50,6 +50,7 @@ STUCK_SECONDS = 60.0  # a turn that takes longer ends the beats, and `up` this p
 BEAT_SECONDS = 1.0
 FAN_OUT_SECONDS = 0.3
 RESCUE_SECONDS = 1.0
+RECORD_SECONDS = 5.0  # after an outage, for other nodes to record what they have before it is taken for lost
 ROTATE_SECONDS = 10.0
 GATHER_SECONDS = 0.005  # after a result, for others to come along
 BUSY_SECONDS = 0.1  # from turn to turn, while something is sent
@@ -209,6 +210,7 @@ class Sender:
                 connection.close()
                 turn.failed = True
                 if isinstance(error, (OperationalError, InterfaceError)):
+                    self._rescue_at = time.monotonic() + RECORD_SECONDS
                     break
         return turn
 

@@ -281,6 +281,28 @@ def test_endpoints_that_hang_do_not_hold_up_the_others(
     assert len(receivers.requests) == 7
 
 
+def test_after_an_outage_others_may_first_record_what_they_have(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = a_sender(board)
+    moments = [1000.0]
+    monkeypatch.setattr(sender.time, "monotonic", lambda: moments[0])
+    make_delivery(state=State.SENDING, attempts=1, owner="another-node:7:7", lease_expires_at=LONG_AGO)
+    record = results.record
+
+    def failing(reports: Any, *, now: datetime) -> None:
+        raise OperationalError("the database is gone")
+
+    monkeypatch.setattr(results, "record", failing)
+    assert one._do_turn([], 0, 0, fan_out=True).failed
+    monkeypatch.setattr(results, "record", record)
+
+    one._do_turn([], 0, 0, fan_out=True)
+    assert Delivery.objects.get().state == State.SENDING
+
+    moments[0] += sender.RECORD_SECONDS
+    one._do_turn([], 0, 0, fan_out=True)
+    assert Delivery.objects.get().state == State.PENDING
+
+
 def test_the_sender_beats_while_it_turns_and_no_longer_when_it_is_stuck(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
