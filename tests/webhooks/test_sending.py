@@ -634,6 +634,22 @@ def test_the_other_address_is_tried_when_one_does_not_answer(receivers: Receiver
     assert (result.code, result.address) == (Code.DELIVERED, "127.0.0.2")
 
 
+def test_a_name_of_many_addresses_is_tried_at_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def refused(_self: object, info: Any) -> socket.socket:
+        tried.append(info[4][0])
+        raise OSError("no way there")
+
+    monkeypatch.setattr(sending._Connector, "_socket", refused)
+    many = [f"2606:4700::{number:x}" for number in range(1, 50)] + [f"1.1.1.{number}" for number in range(1, 50)]
+
+    result = send(a_job("https://receiver.example/"), network(resolver=Resolver(many)))
+
+    assert result.code is Code.CONNECT
+    assert sorted(set(tried)) == ["1.1.1.1", "1.1.1.2", "2606:4700::1", "2606:4700::2"]
+
+
 def test_an_odd_port_is_for_opened_addresses_alone() -> None:
     through = network(Rules(allowed=(ip_network("10.0.0.0/8"),)), resolver=Resolver(["1.1.1.1"]))
 
