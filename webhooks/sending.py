@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 NAME_SECONDS = 10.0
 CONNECT_SECONDS = 10.0  # TCP and TLS
-LOOKUPS = 64  # names that are looked up at the same time
+LOOKUPS = 512  # names that are looked up at the same time: one for each request that may be under way
 MOST_ADDRESSES = 2  # of a name and of each family that are tried
 MOST_BODY = 16 * 1024
 MOST_RECEIVED = 64 * 1024  # of everything; what comes after it is thrown away unread

@@ -543,6 +543,32 @@ def test_a_name_server_that_hangs_holds_one_thread_and_no_other_name(
     assert sorted(asked) == ["fast.example", "slow.example"]
 
 
+def test_names_that_hang_do_not_hold_up_another(receivers: Receivers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "NAME_SECONDS", 2.0)
+    go_on = threading.Event()
+
+    def hanging(host: str, port: int) -> list[str]:
+        if host != "fast.example":
+            go_on.wait(30)
+        return ["127.0.0.1"]
+
+    port = receivers.serve(made.answer())
+    through = network(resolver=hanging)
+
+    async def all_of_them() -> list[Result]:
+        urls = [f"http://slow{number}.example:{port}/" for number in range(100)]
+        jobs = [a_job(url) for url in (*urls, f"http://fast.example:{port}/")]
+        return await asyncio.gather(*(sending.send(through, job, clock=lambda: NOW) for job in jobs))
+
+    try:
+        *slow, fast = asyncio.run(all_of_them())
+    finally:
+        go_on.set()
+
+    assert {result.code for result in slow} == {Code.DNS}
+    assert fast.code is Code.DELIVERED
+
+
 def test_the_machines_resolver_is_asked(receivers: Receivers) -> None:
     port = receivers.serve(made.answer())
 
