@@ -6,7 +6,8 @@ never renewed.
 
 Who gets the free places of a sender: of all webhooks that something is due for and that may be sent to, always the one
 with the fewest requests under way. So one with thousands waiting, or one that answers slowly, never takes more than its
-share, and what it costs to find the next ones does not depend on how many wait.
+share, and what it costs to find the next ones does not depend on how many wait. The last places are kept for webhooks
+that have nothing under way: however many hang, the others are not held up by them.
 
 The row of a webhook is locked while something is claimed for it, so its places are counted exactly over all nodes.
 Locks are taken in one order everywhere: webhooks by id, deliveries by id, attempts, events.
@@ -19,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
+from time import monotonic
 from typing import Any
 
 from django.db import connection
@@ -36,12 +38,12 @@ MOST_TESTS = 100  # looked at in one claim
 SELECTS_AT_ONCE = 100  # in one statement of SQLite
 
 # The webhooks for which something is pending, by one step into the index for each. Conditions are literals, as SQLite
-# uses a partial index for no others.
+# uses a partial index for no others; and it must be told to, or it steps through all that has ended in another one.
 _WAITING = """
 WITH RECURSIVE waiting (id) AS (
-    SELECT min(webhook_id) FROM webhooks_delivery WHERE state = 'pending'
+    SELECT min(webhook_id) FROM webhooks_delivery{by_due} WHERE state = 'pending'
     UNION ALL
-    SELECT (SELECT min(webhook_id) FROM webhooks_delivery WHERE state = 'pending' AND webhook_id > waiting.id)
+    SELECT (SELECT min(webhook_id) FROM webhooks_delivery{by_due} WHERE state = 'pending' AND webhook_id > waiting.id)
     FROM waiting WHERE waiting.id IS NOT NULL
 )
 """
@@ -53,7 +55,7 @@ WHERE hook.active AND hook.deleted_at IS NULL
     AND (hook.open_until IS NULL OR hook.open_until <= %s)
     AND (hook.paced_until IS NULL OR hook.paced_until <= %s)
     AND EXISTS (
-        SELECT 1 FROM webhooks_delivery
+        SELECT 1 FROM webhooks_delivery{{by_due}}
         WHERE state = 'pending' AND webhook_id = hook.id AND due_at <= %s AND NOT is_test
     )
 """
@@ -65,14 +67,14 @@ WHERE hook.deleted_at IS NULL AND hook.id IN (
 )
 """
 _NEXT_DUE = f"""{_WAITING}
-SELECT (SELECT min(due_at) FROM webhooks_delivery WHERE state = 'pending' AND webhook_id = hook.id),
+SELECT (SELECT min(due_at) FROM webhooks_delivery{{by_due}} WHERE state = 'pending' AND webhook_id = hook.id),
     hook.open_until, hook.paced_until
 FROM waiting JOIN webhooks_webhook AS hook ON hook.id = waiting.id
 WHERE hook.active AND hook.deleted_at IS NULL
 """
 _DUE = """
-SELECT id FROM webhooks_delivery WHERE state = 'pending' AND webhook_id = {webhook} AND due_at <= {now} AND NOT is_test
-ORDER BY due_at, id LIMIT {most}
+SELECT id FROM webhooks_delivery{by_due}
+WHERE state = 'pending' AND webhook_id = {webhook} AND due_at <= {now} AND NOT is_test ORDER BY due_at, id LIMIT {most}
 """
 _TESTS = """
 SELECT id, webhook_id FROM webhooks_delivery
@@ -127,13 +129,23 @@ class Job:
 # --- the claim --------------------------------------------------------------------------------------------------
 
 
-def claim(owner: str, *, limit: int, lease: timedelta, now: datetime) -> list[Job]:
-    """Take at most `limit` due deliveries until `now + lease`, oldest first within a webhook."""
+def claim(owner: str, *, limit: int, lease: timedelta, now: datetime, kept: int = 0) -> list[Job]:
+    """Take at most `limit` due deliveries until `now + lease`, oldest first within a webhook.
+
+    The last `kept` of these places are only for webhooks that have nothing under way.
+    """
     # Looked for without a lock: most calls find nothing, and on SQLite a write transaction excludes all others.
     candidates = _candidates(limit, now) if limit > 0 else []
     if not candidates:
         return []
-    taken, webhooks = sql.in_transaction(lambda: _claim(owner, candidates, limit, lease, now))
+    began = monotonic()
+
+    def work() -> tuple[list[Row], dict[int, Webhook]]:
+        # On SQLite it may have waited for its turn for longer than a lease has to spare.
+        waited = timedelta(seconds=int(monotonic() - began))
+        return _claim(owner, candidates, limit, lease + waited, now, kept)
+
+    taken, webhooks = sql.in_transaction(work)
     # After the commit: reading secrets takes longer than all statements together.
     secrets = {pk: _secrets(webhook, now) for pk, webhook in webhooks.items()}
     return [_job(row, webhooks[row[3]], secrets[row[3]]) for row in taken]
@@ -145,12 +157,16 @@ def _candidates(limit: int, now: datetime) -> list[int]:
     with connection.cursor() as db:
         db.execute(_TESTED)
         tested = {pk: busy for pk, busy, most in db.fetchall() if busy < most}
-        db.execute(_READY, [at, at, at])
+        db.execute(_READY.format(by_due=_by_due()), [at, at, at])
         ready = {pk: busy for pk, busy, most, failures in db.fetchall() if busy < _places(most, failures)}
     order = list((ready | tested).items())
     random.shuffle(order)
     order.sort(key=lambda item: (item[0] not in tested, item[1]))
     return [pk for pk, _ in order[:limit]]
+
+
+def _by_due() -> str:
+    return "" if sql.is_postgresql() else " INDEXED BY delivery_due"
 
 
 def _places(max_in_flight: int, failures: int) -> int:
@@ -159,7 +175,7 @@ def _places(max_in_flight: int, failures: int) -> int:
 
 
 def _claim(
-    owner: str, candidates: Collection[int], limit: int, lease: timedelta, now: datetime
+    owner: str, candidates: Collection[int], limit: int, lease: timedelta, now: datetime, kept: int = 0
 ) -> tuple[list[Row], dict[int, Webhook]]:
     webhooks = _locked(candidates)
     if not webhooks:
@@ -168,7 +184,7 @@ def _claim(
     tests = _tests(webhooks, busy, limit, now)
     busy.update(webhook for _, webhook in tests)
     chosen = [pk for pk, _ in tests]
-    chosen += _due(_shares(webhooks, busy, limit - len(chosen), now), now)
+    chosen += _due(_shares(webhooks, busy, limit - len(chosen), kept, now), now)
     taken = _take(owner, chosen, lease, now)
     _pace(webhooks, Counter(row[3] for row in taken if not row[8]), now)
     _begin_attempts(taken, webhooks, now)
@@ -211,14 +227,16 @@ def _tests(
     return found[:limit]
 
 
-def _shares(webhooks: Mapping[int, Webhook], busy: Counter[int], limit: int, now: datetime) -> dict[int, int]:
+def _shares(
+    webhooks: Mapping[int, Webhook], busy: Counter[int], limit: int, kept: int, now: datetime
+) -> dict[int, int]:
     """Return how many of each webhook's go: place after place to the one with the fewest under way."""
     free = {pk: _free(webhook, busy[pk], now) for pk, webhook in webhooks.items()}
     heap = [(busy[pk], random.random(), pk) for pk, places in free.items() if places > 0]
     heapify(heap)
     shares: Counter[int] = Counter()
-    for _ in range(limit):
-        if not heap:
+    for left in range(limit, 0, -1):
+        if not heap or (heap[0][0] and left <= kept):
             break
         under_way, chance, pk = heappop(heap)
         shares[pk] += 1
@@ -241,7 +259,7 @@ def _due(shares: Mapping[int, int], now: datetime) -> list[int]:
     wanted = list(shares.items())
     with connection.cursor() as db:
         if sql.is_postgresql():
-            query = _DUE.format(webhook="share.webhook", now="%s", most="share.most")
+            query = _DUE.format(by_due="", webhook="share.webhook", now="%s", most="share.most")
             db.execute(
                 "SELECT due.id FROM unnest(%s::bigint[], %s::int[]) AS share (webhook, most)"
                 f" CROSS JOIN LATERAL ({query}) AS due",
@@ -251,7 +269,10 @@ def _due(shares: Mapping[int, int], now: datetime) -> list[int]:
         for start in range(0, len(wanted), SELECTS_AT_ONCE):
             part = wanted[start : start + SELECTS_AT_ONCE]
             # Numbers of our own, so no text of others is in the statement.
-            queries = [f"SELECT id FROM ({_DUE.format(webhook=pk, now='%s', most=most)})" for pk, most in part]
+            queries = [
+                f"SELECT id FROM ({_DUE.format(by_due=_by_due(), webhook=pk, now='%s', most=most)})"
+                for pk, most in part
+            ]
             db.execute(" UNION ALL ".join(queries), [sql.stored(now)] * len(part))
             found += [pk for (pk,) in db.fetchall()]
     return found
@@ -324,13 +345,33 @@ def _job(row: Row, webhook: Webhook, secrets: tuple[tuple[str, ...], dict[str, s
 def next_due_at() -> datetime | None:
     """Return when the next delivery may be sent, as far as it is known; None if nothing waits."""
     with connection.cursor() as db:
-        db.execute(_NEXT_DUE)
+        db.execute(_NEXT_DUE.format(by_due=_by_due()))
         rows = [[sql.moment(value) for value in row if value is not None] for row in db.fetchall()]
     return min((max(filter(None, row)) for row in rows if row), default=None)
 
 
 # --- without a result ----------------------------------------------------------------------------------------------
 
+UNKNOWN_MOST = 5  # attempts of a delivery in a row; each one more spends a try
+# Of these deliveries those that had more, how many, and what their webhooks say about tries.
+_FATAL = f"""
+SELECT id, spent, is_test, max_retries, backoff_multiplier, unknown FROM (
+    SELECT d.id, d.spent, d.is_test, hook.max_retries, hook.backoff_multiplier, d.attempts - coalesce((
+        SELECT max(number) FROM webhooks_attempt WHERE delivery_id = d.id AND outcome <> '{Attempt.UNKNOWN}'
+    ), 0) AS unknown
+    FROM webhooks_delivery AS d JOIN webhooks_webhook AS hook ON hook.id = d.webhook_id
+    WHERE d.id {{among}}
+) AS released
+WHERE unknown > {UNKNOWN_MOST}
+"""
+_SPENT_COLUMNS = {
+    "state": "text",
+    "due_at": "timestamptz",
+    "spent": "integer",
+    "last_error": "text",
+    "finished_at": "timestamptz",
+    "id": "bigint",
+}
 _HELD = "SELECT id, attempts FROM webhooks_delivery WHERE state = 'sending'"
 
 
@@ -358,7 +399,8 @@ def rescue(*, now: datetime) -> int:
 
 def take_back(owner_prefix: str, *, owner: str, now: datetime) -> int:
     """Do the same for what earlier senders of this node had when they died; return how many."""
-    query = f"{_HELD} AND substr(owner, 1, {len(owner_prefix)}) = %s AND owner <> %s ORDER BY id"
+    # In the order of the index of leases: for that of ids SQLite would read the whole table.
+    query = f"{_HELD} AND substr(owner, 1, {len(owner_prefix)}) = %s AND owner <> %s ORDER BY lease_expires_at"
     count = sql.in_transaction(lambda: _release(query, [owner_prefix, owner], now))
     if count:
         logger.warning("Took back the deliveries of a sender before", extra={"deliveries": count})
@@ -366,14 +408,17 @@ def take_back(owner_prefix: str, *, owner: str, now: datetime) -> int:
 
 
 def _release(query: str, values: list[Any], now: datetime, numbers: Mapping[int, int] | None = None) -> int:
-    """Make deliveries pending again, no try spent; with `numbers` only those whose attempt is still that one."""
+    """Make deliveries pending again, no try spent; with `numbers` only those whose attempt is still that one.
+
+    One that has had no result for more than UNKNOWN_MOST attempts does spend a try: it may be what ends its senders.
+    """
     with connection.cursor() as db:
         db.execute(query + sql.skip_locked(), values)
-        held = [(pk, number) for pk, number in db.fetchall() if numbers is None or numbers[pk] == number]
+        held = [pk for pk, number in db.fetchall() if numbers is None or numbers[pk] == number]
         if not held:
             return 0
         stamp = sql.stored(now)
-        among, pks = sql.among([pk for pk, _ in held])
+        among, pks = sql.among(held)
         db.execute(
             "UPDATE webhooks_delivery SET state = 'pending', owner = '', lease_expires_at = NULL,"
             f" due_at = {sql.moment_mark()} WHERE id {among}",
@@ -385,4 +430,19 @@ def _release(query: str, values: list[Any], now: datetime, numbers: Mapping[int,
             f" WHERE outcome = '{Attempt.SENDING}' AND delivery_id {among}",
             [stamp, *pks],
         )
+        db.execute(_FATAL.format(among=among), pks)
+        rows = [_spent(*row, now=now) for row in db.fetchall()]
+    sql.update_many("webhooks_delivery", _SPENT_COLUMNS, rows)
     return len(held)
+
+
+def _spent(
+    pk: int, spent: int, is_test: bool, max_retries: int, multiplier: float, unknown: int, *, now: datetime
+) -> tuple[Any, ...]:
+    """Return the row of a delivery that had so many attempts without a result: it waits, or has failed."""
+    spent += 1
+    error = f"Its sender ended {unknown} times before there was a result"
+    if is_test or spent > max_retries:
+        return "failed", sql.stored(now), spent, error, sql.stored(now), pk
+    due_at = now + rules.wait_before(spent, multiplier, random.Random())
+    return "pending", sql.stored(due_at), spent, error, None, pk

@@ -9,7 +9,7 @@ While no webhook is active nothing is read. The first one that becomes active st
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import orjson
 from django.db import connection
@@ -17,7 +17,7 @@ from django.db import connection
 from k1node.events import log
 from k1node.events.log import Cursor, LoggedEvent
 from k1node.lib import sql
-from k1node.lib.ids import prefixed
+from k1node.lib.ids import derived, prefixed
 from webhooks.models import Webhook
 
 CURSOR = 1  # the key of its row
@@ -163,7 +163,7 @@ def make(wanted: Sequence[tuple[LoggedEvent, Sequence[int]]], *, now: datetime) 
         MESSAGE_COLUMNS,
         [
             (
-                prefixed("wh-evt"),
+                _message_id(event),
                 event.cursor.id,
                 event.name,
                 sql.stored(event.occurred_at),
@@ -190,6 +190,16 @@ def make(wanted: Sequence[tuple[LoggedEvent, Sequence[int]]], *, now: datetime) 
         ],
         unless_there=True,
     )
+
+
+def _message_id(event: LoggedEvent) -> str:
+    """Return the id of an event's message: the same one if it must be made again.
+
+    That is so when the machine loses power after a commit that no disk has seen, but not before a receiver got it, and
+    when an event is sent again whose message was pruned.
+    """
+    fact = f"{event.cursor.id} {event.occurred_at.astimezone(UTC).isoformat()} {event.name}"
+    return derived("wh-evt", fact.encode())
 
 
 def _lay_down() -> None:

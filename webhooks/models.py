@@ -8,7 +8,7 @@ Delivery:  pending ──(claim)──▶ sending ──(2xx)──▶ delivered
               │                    ├──(tries are used up)──▶ failed ──┤ with the same id and new tries
               │                    │                           │
               └──(failed: a wait)──┤                cancelled ─┘ (its webhook was deleted)
-              └──(its sender died or stopped: at once, no try spent)
+              └──(its sender died or stopped: at once, no try spent but after five times in a row)
 ```
 
 | State | Who changes it |

@@ -102,8 +102,9 @@ def _record(reports: Sequence[Report], now: datetime) -> tuple[list[Job], list[W
         webhook = webhooks.get(job.webhook)
         verdict = _verdict(job, result, delivery, webhook, now)
         rows.append(_delivery_row(job, result, verdict))
-        # What a paused one had under way says nothing about one that will be enabled some day.
-        if webhook is not None and webhook.active and not job.is_test:
+        # What a paused one had under way says nothing about one that will be enabled some day, and what its address
+        # of before answered nothing about the present one.
+        if webhook is not None and webhook.active and webhook.url == job.url and not job.is_test:
             counted[webhook.pk] = webhook
             if _count(webhook, job, result, verdict, now):
                 disabled.append(webhook)
@@ -153,7 +154,8 @@ def _verdict(job: Job, result: Result, delivery: Held, webhook: Webhook | None, 
     if result.code is Code.SECRET:
         return Verdict(State.PENDING, delivery.spent, now + health.UNREADABLE_WAIT)
     spent = delivery.spent + 1
-    if result.code is Code.GONE or spent > webhook.max_retries:
+    is_gone = result.code is Code.GONE and webhook.url == job.url
+    if is_gone or spent > webhook.max_retries:
         return Verdict(State.FAILED, spent, delivery.due_at)
     wait = rules.wait_before(spent, webhook.backoff_multiplier, random.Random())
     if result.retry_after is not None:

@@ -40,6 +40,7 @@ from webhooks.rules import Result
 logger = logging.getLogger(__name__)
 
 MOST_IN_FLIGHT = 512
+KEPT = 128  # of these places, for webhooks that have nothing under way
 MOST_CLAIMED = 128  # in one turn
 SLACK = timedelta(seconds=15)  # of a lease, beyond the longest request
 STOP_SECONDS = 5.0  # for what is in flight
@@ -49,6 +50,7 @@ STUCK_SECONDS = 60.0  # a turn that takes longer ends the beats, and `up` this p
 BEAT_SECONDS = 1.0
 FAN_OUT_SECONDS = 0.3
 RESCUE_SECONDS = 1.0
+RECORD_SECONDS = 5.0  # after an outage, for other nodes to record what they have before it is taken for lost
 ROTATE_SECONDS = 10.0
 GATHER_SECONDS = 0.005  # after a result, for others to come along
 BUSY_SECONDS = 0.1  # from turn to turn, while something is sent
@@ -156,10 +158,15 @@ class Sender:
         # What the database does not take counts too: an outage must not fill the memory.
         return max(0, min(MOST_CLAIMED, MOST_IN_FLIGHT - len(self._sent) - len(self._finished)))
 
+    @property
+    def _kept(self) -> int:
+        """Return how many of the free places are for webhooks that have nothing under way."""
+        return max(0, self._free - max(0, MOST_IN_FLIGHT - KEPT - len(self._sent) - len(self._finished)))
+
     async def _turn(self, *, claim: bool) -> Turn:
         self._wake.clear()
-        reports, limit = list(self._finished), self._free if claim else 0
-        turn = await self._in_database(lambda: self._do_turn(reports, limit, fan_out=claim))
+        reports, limit, kept = list(self._finished), self._free if claim else 0, self._kept
+        turn = await self._in_database(lambda: self._do_turn(reports, limit, kept, fan_out=claim))
         del self._finished[: turn.recorded]
         return turn
 
@@ -188,13 +195,13 @@ class Sender:
 
     # --- the database thread's side ---
 
-    def _do_turn(self, reports: Sequence[Report], limit: int, *, fan_out: bool) -> Turn:
+    def _do_turn(self, reports: Sequence[Report], limit: int, kept: int, *, fan_out: bool) -> Turn:
         """Do what is due. Each duty stands alone, but for an outage, which ends the turn."""
         turn = Turn()
         duties: list[Callable[[datetime, Turn], None]] = [lambda now, turn: self._record(reports, now, turn)]
         if fan_out:
             duties += [self._take_back, self._fan_out, self._rescue, self._rotate]
-            duties.append(lambda now, turn: self._claim(limit, now, turn))
+            duties.append(lambda now, turn: self._claim(limit, kept, now, turn))
         for duty in duties:
             try:
                 duty(database_now(), turn)
@@ -203,6 +210,7 @@ class Sender:
                 connection.close()
                 turn.failed = True
                 if isinstance(error, (OperationalError, InterfaceError)):
+                    self._rescue_at = time.monotonic() + RECORD_SECONDS
                     break
         return turn
 
@@ -255,6 +263,6 @@ class Sender:
             rotation.finish_due(now=now)
             self._rotate_at = time.monotonic() + ROTATE_SECONDS
 
-    def _claim(self, limit: int, now: datetime, turn: Turn) -> None:
-        turn.jobs = delivery.claim(self.owner, limit=limit, lease=self.lease, now=now)
+    def _claim(self, limit: int, kept: int, now: datetime, turn: Turn) -> None:
+        turn.jobs = delivery.claim(self.owner, limit=limit, kept=kept, lease=self.lease, now=now)
         turn.has_more = turn.has_more or len(turn.jobs) == limit > 0

@@ -18,7 +18,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 NAME_SECONDS = 10.0
 CONNECT_SECONDS = 10.0  # TCP and TLS
-LOOKUPS = 64  # names that are looked up at the same time
+LOOKUPS = 512  # names that are looked up at the same time: one for each request that may be under way
+MOST_ADDRESSES = 2  # of a name and of each family that are tried
 MOST_BODY = 16 * 1024
 MOST_RECEIVED = 64 * 1024  # of everything; what comes after it is thrown away unread
 CUT_SECONDS = 0.1
@@ -266,12 +267,23 @@ async def _look_up(network: Network, target: targets.Target) -> list[targets.Add
     return found
 
 
+def _few(found: Iterable[targets.Address]) -> list[targets.Address]:
+    """Return the first addresses of each family: each that is tried holds a socket, and a name may have hundreds."""
+    left = {4: MOST_ADDRESSES, 6: MOST_ADDRESSES}
+    few: list[targets.Address] = []
+    for ip in found:
+        if left[ip.version]:
+            left[ip.version] -= 1
+            few.append(ip)
+    return few
+
+
 class _Connector(aiohttp.TCPConnector):
     """Connects once, to the checked addresses and nothing else."""
 
     def __init__(self, network: Network, target: targets.Target, course: Course) -> None:
         super().__init__(
-            resolver=_Pinned(list(course.allowed)),
+            resolver=_Pinned(_few(course.allowed)),
             ssl=network.tls,
             use_dns_cache=False,
             force_close=True,

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,9 +13,10 @@ from django.test.utils import CaptureQueriesContext
 
 from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, SECRET, make_delivery, make_message, make_webhook
-from webhooks import delivery, rules
+from webhooks import delivery, results, rules
 from webhooks.delivery import Job
 from webhooks.models import Attempt, Delivery, Message, Webhook
+from webhooks.rules import Code, Result
 
 pytestmark = pytest.mark.django_db
 
@@ -23,8 +25,8 @@ SECOND = timedelta(seconds=1)
 State = Delivery.State
 
 
-def claim(limit: int = 100, *, owner: str = "node:1:1", now: datetime = NOW) -> list[Job]:
-    return delivery.claim(owner, limit=limit, lease=LEASE, now=now)
+def claim(limit: int = 100, *, owner: str = "node:1:1", now: datetime = NOW, kept: int = 0) -> list[Job]:
+    return delivery.claim(owner, limit=limit, lease=LEASE, now=now, kept=kept)
 
 
 def pending(webhook: Webhook, count: int, **fields: Any) -> list[Delivery]:
@@ -370,10 +372,36 @@ def test_claimers_at_the_same_moment_share_without_a_conflict() -> None:
     assert Attempt.objects.count() == len(got)
 
 
+def test_the_last_places_are_for_webhooks_with_nothing_under_way() -> None:
+    slow, other, idle = (make_webhook(max_in_flight=32) for _ in range(3))
+    for webhook in (slow, other):
+        pending(webhook, 10)
+        make_delivery(webhook, state=State.SENDING)
+
+    assert shares(claim(4, kept=4)) == {}
+    assert sum(shares(claim(4, kept=3)).values()) == 1
+
+    pending(idle, 10)
+    assert shares(claim(4, kept=4)) == {idle.pk: 1}
+    assert shares(claim(4, kept=4)) == {}
+    assert sum(shares(claim(4, kept=0)).values()) == 4
+
+
+def test_a_lease_begins_when_the_wait_for_the_database_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_delivery()
+    moments = iter((100.0, 117.5))
+    monkeypatch.setattr(delivery, "monotonic", lambda: next(moments))
+
+    claim()
+
+    assert Delivery.objects.get().lease_expires_at == NOW + LEASE + 17 * SECOND
+
+
 # --- the cost ---------------------------------------------------------------------------------------------------
 
 
-def backlog(webhook: Webhook, count: int) -> None:
+def many(webhook: Webhook, count: int, state: State) -> None:
+    """Make deliveries of `webhook` that wait, or that have ended."""
     messages = Message.objects.bulk_create(
         Message(message_id=f"wh-evt-b{number}", event="task.completed", occurred_at=NOW, data="{}")
         for number in range(count)
@@ -384,48 +412,59 @@ def backlog(webhook: Webhook, count: int) -> None:
             webhook=webhook,
             message=message,
             event="task.completed",
+            state=state,
             due_at=NOW - timedelta(hours=1),
             created_at=NOW,
+            finished_at=None if state == State.PENDING else NOW,
         )
         for message in messages
     )
 
 
 @only_sqlite
-def test_no_statement_of_a_claim_reads_more_of_a_backlog_than_it_takes() -> None:
+@pytest.mark.parametrize("state", [State.PENDING, State.DELIVERED])
+def test_no_statement_of_a_claim_reads_more_of_a_webhooks_deliveries_than_it_takes(state: State) -> None:
     webhooks = [make_webhook() for _ in range(100)]
     for webhook in webhooks:
         make_delivery(webhook)
 
-    def steps() -> int:
-        """Return how many of SQLite's instructions a claim takes, in hundreds."""
-        count = 0
+    steps(lambda: claim(50))
+    few = steps(lambda: claim(50))
+    many(webhooks[0], 10_000, state)
 
-        def step() -> None:
-            nonlocal count
-            count += 1
+    assert steps(lambda: claim(50)) < few * 1.3
 
-        with transaction.atomic():
-            connection.connection.set_progress_handler(step, 100)
-            claim(50)
-            connection.connection.set_progress_handler(None, 0)
-            transaction.set_rollback(True)
-        return count
 
-    steps()
-    few = steps()
-    backlog(webhooks[0], 10_000)
-    many = steps()
+@only_sqlite
+def test_taking_back_reads_nothing_of_what_is_not_being_sent() -> None:
+    many(make_webhook(), 10_000, State.DELIVERED)
 
-    assert many < few * 1.3
+    assert steps(lambda: delivery.take_back("node:", owner="node:2:2", now=NOW)) < 10
+
+
+def steps(work: Callable[[], Any]) -> int:
+    """Return how many of SQLite's instructions `work` takes, in hundreds; what it does is undone."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    with transaction.atomic():
+        connection.connection.set_progress_handler(step, 100)
+        work()
+        connection.connection.set_progress_handler(None, 0)
+        transaction.set_rollback(True)
+    return count
 
 
 @only_postgresql
-def test_no_statement_of_a_claim_reads_the_whole_table() -> None:
+@pytest.mark.parametrize("state", [State.PENDING, State.DELIVERED])
+def test_no_statement_of_a_claim_reads_the_whole_table(state: State) -> None:
     webhooks = [make_webhook() for _ in range(100)]
     for webhook in webhooks:
         make_delivery(webhook)
-    backlog(webhooks[0], 10_000)
+    many(webhooks[0], 10_000, state)
 
     def rows_read() -> int:
         with connection.cursor() as cursor:
@@ -507,6 +546,56 @@ def test_a_sender_takes_back_what_those_before_it_on_this_node_had() -> None:
     assert count == 1
     held = set(Delivery.objects.filter(state=State.SENDING).values_list("owner", flat=True))
     assert held == set(owners) - {"node-a:1:1"}
+
+
+def without_a_result(times: int, *, now: datetime = NOW) -> None:
+    """Claim whatever is due and lose its sender, so many times."""
+    for _ in range(times):
+        assert claim(now=now)
+        delivery.take_back("node:", owner="node:2:2", now=now)
+
+
+def test_a_delivery_that_ends_its_sender_again_and_again_spends_its_tries() -> None:
+    row = make_delivery(make_webhook(max_retries=1))
+
+    without_a_result(delivery.UNKNOWN_MOST)
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.due_at) == ("pending", 0, NOW)
+
+    without_a_result(1)
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.finished_at) == ("pending", 1, None)
+    assert NOW + 4 * SECOND <= row.due_at <= NOW + 6 * SECOND
+
+    without_a_result(1, now=NOW + 10 * SECOND)
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.finished_at) == ("failed", 2, NOW + 10 * SECOND)
+    assert row.last_error == "Its sender ended 7 times before there was a result"
+    assert (row.owner, row.lease_expires_at) == ("", None)
+    assert set(Attempt.objects.values_list("outcome", flat=True)) == {"unknown"}
+    assert Webhook.objects.get().failures == 0
+
+
+def test_a_test_that_ends_its_sender_again_and_again_has_failed() -> None:
+    row = make_delivery(is_test=True)
+
+    without_a_result(delivery.UNKNOWN_MOST + 1)
+
+    row.refresh_from_db()
+    assert (row.state, row.spent) == ("failed", 1)
+
+
+def test_only_attempts_in_a_row_without_a_result_are_counted() -> None:
+    row = make_delivery()
+    without_a_result(delivery.UNKNOWN_MOST)
+    (job,) = claim()
+    results.record([(job, Result(Code.TIMEOUT, NOW))], now=NOW)
+    due = NOW + 10 * SECOND
+
+    without_a_result(delivery.UNKNOWN_MOST, now=due)
+
+    row.refresh_from_db()
+    assert (row.state, row.spent, row.due_at) == ("pending", 1, due)
 
 
 def test_giving_back_nothing_asks_nothing(django_assert_num_queries: Any) -> None:

@@ -236,6 +236,24 @@ def test_a_crash_before_the_commit_repeats_all_of_it() -> None:
     assert (nothing, Message.objects.count(), Delivery.objects.count()) == (0, 1, 1)
 
 
+def test_a_message_that_is_made_again_has_the_id_it_had() -> None:
+    activate()
+    start = FanoutCursor.objects.get()
+    for _ in range(2):
+        log.publish("task.completed", {"task_id": "task-1"}, now=NOW)
+    advance()
+    before = list(Message.objects.order_by("event_pk").values_list("event_pk", "message_id"))
+
+    # As after a loss of power: what was committed last is gone, though it was sent already.
+    Delivery.objects.all().delete()
+    Message.objects.all().delete()
+    FanoutCursor.objects.update(cursor_xid=start.cursor_xid, cursor_id=start.cursor_id)
+    advance()
+
+    assert list(Message.objects.order_by("event_pk").values_list("event_pk", "message_id")) == before
+    assert len({message_id for _, message_id in before}) == 2
+
+
 def test_a_rival_that_has_fanned_out_since_the_look_leaves_nothing_to_do(rival: Rival) -> None:
     activate()
     publish()

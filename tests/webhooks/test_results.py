@@ -413,6 +413,19 @@ def test_a_receiver_that_is_gone_gets_no_more() -> None:
     assert claim(now=NOW + DAY) == []
 
 
+@pytest.mark.parametrize("code", [Code.GONE, Code.TIMEOUT, Code.DELIVERED])
+def test_what_the_address_before_answered_does_not_count_for_the_present_one(code: Code) -> None:
+    webhook, row, job = sent(make_webhook(failures=4))
+    Webhook.objects.update(url="https://receiver.example/moved")
+
+    record([job], code)
+
+    webhook.refresh_from_db()
+    row.refresh_from_db()
+    assert (webhook.active, webhook.failures, webhook.open_until) == (True, 4, None)
+    assert (row.state, row.spent) == ("delivered" if code is Code.DELIVERED else "pending", 1)
+
+
 def test_a_webhook_is_given_up_after_a_hundred_deliveries_that_failed_in_a_row() -> None:
     webhook = make_webhook(max_retries=0, exhausted=98)
 

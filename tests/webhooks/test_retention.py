@@ -4,7 +4,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from k1node import tidying
 from k1node.lib import sql
@@ -108,6 +109,33 @@ def test_pruning_works_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [prune(), prune(), prune()] == [4, 1, 0]
 
 
+@only_postgresql
+def test_of_a_deleted_webhook_only_its_own_deliveries_are_read() -> None:
+    deleted, other = make_webhook(deleted_at=NOW - DAY, active=False), make_webhook()
+    for webhook, count in ((deleted, 2000), (other, 3000)):
+        messages = Message.objects.bulk_create(
+            Message(message_id=f"wh-evt-{webhook.pk}-{number}", event="task.completed", occurred_at=NOW, data="{}")
+            for number in range(count)
+        )
+        Delivery.objects.bulk_create(
+            Delivery(delivery_id=f"wh-dlv-{message.pk}", webhook=webhook, message=message, due_at=NOW, created_at=NOW)
+            for message in messages
+        )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+        with CaptureQueriesContext(connection) as queries:
+            prune()
+        asked = [query["sql"] for query in queries if "webhook_id" in query["sql"] and "LIMIT" in query["sql"]]
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {asked[0]}")
+        plan = cursor.fetchone()[0][0]["Plan"]
+
+    removed = 0
+    while plan:
+        removed += plan.get("Rows Removed by Filter", 0)
+        plan = plan.get("Plans", [None])[0]
+    assert removed == 0
+
+
 def test_the_clock_keeps_deliveries_for_as_long_as_the_setting_says(settings: Any) -> None:
     settings.K1NODE_KEEP_DELIVERY_DAYS = 3
     make_delivery(state=State.DELIVERED, finished_at=NOW - 4 * DAY)
@@ -140,8 +168,8 @@ def test_two_who_delete_the_last_two_deliveries_of_a_message_leave_no_message(ri
     one = retention._OLD.replace("LIMIT 500", "LIMIT 1")
 
     with transaction.atomic():
-        retention._delete_deliveries(one, BEFORE)
-        waiting = rival.start(lambda: sql.in_transaction(lambda: retention._delete_deliveries(one, BEFORE)))
+        retention._delete_deliveries(one, [BEFORE])
+        waiting = rival.start(lambda: sql.in_transaction(lambda: retention._delete_deliveries(one, [BEFORE])))
         # It waits for the message.
         with pytest.raises(TimeoutError):
             waiting.result(0.2)

@@ -247,6 +247,62 @@ def test_what_the_database_has_not_taken_counts_as_in_flight(board: Board) -> No
     assert one._free == 0
 
 
+def test_the_last_free_places_are_kept_for_who_has_nothing_under_way(board: Board) -> None:
+    one = a_sender(board)
+    report = (_job(), Result(Code.DELIVERED, LONG_AGO))
+
+    kept = {}
+    for used in (0, 256, 300, 384, 500, 512):
+        one._finished = [report] * used
+        kept[used] = (one._free, one._kept)
+
+    assert kept == {0: (128, 0), 256: (128, 0), 300: (128, 44), 384: (128, 128), 500: (12, 12), 512: (0, 0)}
+
+
+def test_endpoints_that_hang_do_not_hold_up_the_others(
+    receivers: Receivers, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MOST_IN_FLIGHT", 8)
+    monkeypatch.setattr(sender, "KEPT", 2)
+    slow = receivers.serve(made.raw(b"", hang=True))
+    for _ in range(2):
+        webhook = make_webhook(url=f"http://127.0.0.1:{slow}/hook", max_in_flight=32)
+        for _ in range(8):
+            due(slow, webhook=webhook)
+    healthy: list[Delivery] = []
+
+    def arrives() -> bool:
+        if len(receivers.requests) == 6 and not healthy:
+            healthy.append(due(receivers.serve(made.answer())))
+        return Delivery.objects.filter(state=State.DELIVERED).exists()
+
+    run(a_sender(board), arrives)
+
+    assert len(receivers.requests) == 7
+
+
+def test_after_an_outage_others_may_first_record_what_they_have(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = a_sender(board)
+    moments = [1000.0]
+    monkeypatch.setattr(sender.time, "monotonic", lambda: moments[0])
+    make_delivery(state=State.SENDING, attempts=1, owner="another-node:7:7", lease_expires_at=LONG_AGO)
+    record = results.record
+
+    def failing(reports: Any, *, now: datetime) -> None:
+        raise OperationalError("the database is gone")
+
+    monkeypatch.setattr(results, "record", failing)
+    assert one._do_turn([], 0, 0, fan_out=True).failed
+    monkeypatch.setattr(results, "record", record)
+
+    one._do_turn([], 0, 0, fan_out=True)
+    assert Delivery.objects.get().state == State.SENDING
+
+    moments[0] += sender.RECORD_SECONDS
+    one._do_turn([], 0, 0, fan_out=True)
+    assert Delivery.objects.get().state == State.PENDING
+
+
 def test_the_sender_beats_while_it_turns_and_no_longer_when_it_is_stuck(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:

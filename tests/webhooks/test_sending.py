@@ -543,6 +543,32 @@ def test_a_name_server_that_hangs_holds_one_thread_and_no_other_name(
     assert sorted(asked) == ["fast.example", "slow.example"]
 
 
+def test_names_that_hang_do_not_hold_up_another(receivers: Receivers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "NAME_SECONDS", 2.0)
+    go_on = threading.Event()
+
+    def hanging(host: str, port: int) -> list[str]:
+        if host != "fast.example":
+            go_on.wait(30)
+        return ["127.0.0.1"]
+
+    port = receivers.serve(made.answer())
+    through = network(resolver=hanging)
+
+    async def all_of_them() -> list[Result]:
+        urls = [f"http://slow{number}.example:{port}/" for number in range(100)]
+        jobs = [a_job(url) for url in (*urls, f"http://fast.example:{port}/")]
+        return await asyncio.gather(*(sending.send(through, job, clock=lambda: NOW) for job in jobs))
+
+    try:
+        *slow, fast = asyncio.run(all_of_them())
+    finally:
+        go_on.set()
+
+    assert {result.code for result in slow} == {Code.DNS}
+    assert fast.code is Code.DELIVERED
+
+
 def test_the_machines_resolver_is_asked(receivers: Receivers) -> None:
     port = receivers.serve(made.answer())
 
@@ -632,6 +658,22 @@ def test_the_other_address_is_tried_when_one_does_not_answer(receivers: Receiver
     result = send(a_job(f"http://receiver.example:{port}/"), network(resolver=Resolver(["127.0.0.1", "127.0.0.2"])))
 
     assert (result.code, result.address) == (Code.DELIVERED, "127.0.0.2")
+
+
+def test_a_name_of_many_addresses_is_tried_at_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def refused(_self: object, info: Any) -> socket.socket:
+        tried.append(info[4][0])
+        raise OSError("no way there")
+
+    monkeypatch.setattr(sending._Connector, "_socket", refused)
+    many = [f"2606:4700::{number:x}" for number in range(1, 50)] + [f"1.1.1.{number}" for number in range(1, 50)]
+
+    result = send(a_job("https://receiver.example/"), network(resolver=Resolver(many)))
+
+    assert result.code is Code.CONNECT
+    assert sorted(set(tried)) == ["1.1.1.1", "1.1.1.2", "2606:4700::1", "2606:4700::2"]
 
 
 def test_an_odd_port_is_for_opened_addresses_alone() -> None:
