@@ -14,9 +14,19 @@ SLACK = timedelta(minutes=15)
 def between(since: datetime, until: datetime, names: Collection[str] | None) -> QuerySet[Event]:
     """Return the facts from `since` on and before `until` in the order of their ids; None is all names."""
     rows = Event.objects.filter(
-        pk__gte=_first(since - SLACK), pk__lt=_first(until + SLACK), occurred_at__gte=since, occurred_at__lt=until
+        pk__gte=_first(_moved(since, -SLACK)),
+        pk__lt=_first(_moved(until, SLACK)),
+        occurred_at__gte=since,
+        occurred_at__lt=until,
     )
     return rows.order_by("pk") if names is None else rows.filter(name__in=sorted(names)).order_by("pk")
+
+
+def _moved(moment: datetime, by: timedelta) -> datetime:
+    try:
+        return moment + by
+    except OverflowError:
+        return moment  # as early or late as can be said
 
 
 def _first(moment: datetime) -> int:

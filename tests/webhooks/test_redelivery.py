@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -477,6 +477,17 @@ def test_the_period_of_a_long_log_is_found_without_reading_it_all() -> None:
 
     assert len(found) == 2
     assert len(captured) < 40
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [(datetime.min.replace(tzinfo=UTC), LATER), (NOW, datetime.max.replace(tzinfo=UTC))],
+    ids=["from the first moment there is", "until the last"],
+)
+def test_a_period_may_be_as_long_as_time_itself(since: datetime, until: datetime) -> None:
+    (key,) = happened("task.failed")
+
+    assert [row.pk for row in periods.between(since, until, None)] == [key]
 
 
 # --- rivals -----------------------------------------------------------------------------------------------------
