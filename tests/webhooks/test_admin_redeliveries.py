@@ -218,8 +218,14 @@ def test_more_than_is_counted_is_said_and_so_is_more_than_a_job_may_have(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"per_second": "0"}, {"per_second": "10001"}, {"since": "soon"}, {"until": "2026-01-01T00:00:00+00:00"}],
-    ids=["too slow", "too fast", "no moment", "backwards"],
+    [
+        {"per_second": "0"},
+        {"per_second": "10001"},
+        {"since": "soon"},
+        {"since": "0001-01-01T00:00:00+23:59"},
+        {"until": "2026-01-01T00:00:00+00:00"},
+    ],
+    ids=["too slow", "too fast", "no moment", "before all time", "backwards"],
 )
 def test_a_form_that_cannot_be_begins_nothing(admin_client: Client, fields: dict[str, str]) -> None:
     row = make_webhook()

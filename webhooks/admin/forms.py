@@ -316,6 +316,6 @@ class AgainForm(PlainForm):
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ValidationError("Is no moment.", code="invalid") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
