@@ -537,6 +537,17 @@ def test_headers_are_not_taken_away_and_written_at_once(admin_client: Client) ->
     assert list(response.context["form"].errors) == ["no_headers"]
 
 
+def test_another_address_asks_for_the_headers_anew(admin_client: Client) -> None:
+    row = make_webhook(headers={"X-A": "1"})
+
+    asked = admin_client.post(verb(row, "edit"), edited(row, url="https://elsewhere.example/hook"))
+    done = admin_client.post(verb(row, "edit"), edited(row, url="https://elsewhere.example/hook", no_headers="on"))
+
+    assert list(asked.context["form"].errors) == ["headers"]
+    row.refresh_from_db()
+    assert (done.status_code, row.url, row.header_names) == (302, "https://elsewhere.example/hook", [])
+
+
 def test_a_change_that_cannot_be_is_refused_at_its_field(admin_client: Client) -> None:
     row = make_webhook()
 
