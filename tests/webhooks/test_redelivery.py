@@ -25,6 +25,7 @@ from webhooks.redelivery import (
     DeliveryUnderWay,
     Mode,
     NothingToRedeliver,
+    TooManyRedeliveries,
     WebhookGone,
     WebhookNotActive,
 )
@@ -293,6 +294,32 @@ def test_none_begins_for_a_webhook_that_takes_nothing(
         begin(make_webhook(**fields))
 
     assert not Operation.objects.exists()
+
+
+def test_a_webhook_has_only_so_many_that_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redelivery, "MOST_OPEN", 2)
+    webhook, other = make_webhook(), make_webhook()
+    failed(webhook), failed(other)
+    first = recover(webhook)
+    redelivery.stop(recover(webhook).operation_id, by="ben", now=LATER)
+
+    with pytest.raises(TooManyRedeliveries):
+        recover(webhook)
+
+    assert recover(other).state == "running"
+    redelivery.cancel(first.operation_id, by="ben", now=LATER)
+    assert recover(webhook).state == "running"
+
+
+def test_a_node_has_only_so_many_that_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redelivery, "MOST_OPEN_IN_ALL", 2)
+    webhooks = [make_webhook() for _ in range(3)]
+    for webhook in webhooks:
+        failed(webhook)
+    recover(webhooks[0]), recover(webhooks[1])
+
+    with pytest.raises(TooManyRedeliveries):
+        recover(webhooks[2])
 
 
 @pytest.mark.parametrize(
