@@ -155,6 +155,16 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
         ({"last_success_at": 0}, "All is well: the last delivery arrived now."),
         ({}, "Nothing has been sent to it yet: send a test."),
         (
+            {"last_failure_at": -2, "last_error": "The answer was 503"},
+            "Nothing has arrived since it failed 2 min ago. The last error: The answer was 503. The next event tries"
+            " it, or a test.",
+        ),
+        (
+            {"last_success_at": -60, "last_failure_at": -2, "last_error": "The answer was 503"},
+            "Nothing has arrived since it failed 2 min ago.",
+        ),
+        ({"last_success_at": -2, "last_failure_at": -60}, "All is well: the last delivery arrived 2 min ago."),
+        (
             {"failures": 2, "last_error": "503"},
             "The last 2 attempts failed. The last error: 503. They are tried again.",
         ),
@@ -178,7 +188,19 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
             "It has asked for a pause, or has had all that its rate allows: the next is sent in 5 min.",
         ),
     ],
-    ids=["well", "new", "shaky", "failing", "probing", "paused", "disabled", "throttled"],
+    ids=[
+        "well",
+        "new",
+        "enabled",
+        "enabled again",
+        "recovered",
+        "shaky",
+        "failing",
+        "probing",
+        "paused",
+        "disabled",
+        "throttled",
+    ],
 )
 def test_the_page_says_in_a_sentence_what_is_wrong(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], verdict: str
@@ -543,7 +565,9 @@ def test_another_address_asks_for_the_headers_anew(admin_client: Client) -> None
     asked = admin_client.post(verb(row, "edit"), edited(row, url="https://elsewhere.example/hook"))
     done = admin_client.post(verb(row, "edit"), edited(row, url="https://elsewhere.example/hook", no_headers="on"))
 
-    assert list(asked.context["form"].errors) == ["headers"]
+    assert asked.context["form"].errors == {
+        "headers": ["Must be said again for another address: they were given for the present one."]
+    }
     row.refresh_from_db()
     assert (done.status_code, row.url, row.header_names) == (302, "https://elsewhere.example/hook", [])
 
