@@ -146,6 +146,8 @@ def test_a_moment_is_typed_in_utc(admin_client: Client) -> None:
         ({"span": "from", "since": "2999-01-01T00:00"}, "since"),
         ({"span": "from", "since": "2026-01-02T00:00", "until": "2026-01-01T00:00"}, "until"),
         ({"span": "x"}, "span"),
+        ({"span": "1d", "since": "2026-01-01T00:00"}, "span"),
+        ({"span": "1d", "until": "2026-01-01T00:00"}, "span"),
     ],
 )
 def test_what_cannot_be_is_refused_at_its_field(admin_client: Client, asked: dict[str, str], field: str) -> None:
