@@ -156,8 +156,10 @@ def create(fields: Mapping[str, Any], *, by: str, now: datetime) -> tuple[Webhoo
 def change(webhook: Webhook, changes: Mapping[str, Any], *, by: str, now: datetime) -> Webhook:
     """Return the webhook with some of CHANGEABLE changed; it counts for the next attempt.
 
-    `headers` takes the place of all of them. One that becomes active starts afresh, as enable() has it; one with
-    another address too, for what the old one did says nothing of the new one. Raises WebhookInvalid and NotFound.
+    `headers` takes the place of all of them. They have to be said again when the URL leads to another scheme, host or
+    port: else whoever may change webhooks could have headers that are never shown sent to an address of their own.
+    One that becomes active starts afresh, as enable() has it; one with another address too, for what the old one did
+    says nothing of the new one. Raises WebhookInvalid, FieldInvalid and NotFound.
     """
     values = _checked(changes)
 
@@ -166,6 +168,8 @@ def change(webhook: Webhook, changes: Mapping[str, Any], *, by: str, now: dateti
         before, address, was_active = _audited(row), row.url, row.active
         if "headers" in values:
             _set_headers(row, values["headers"])
+        elif row.headers and not targets.is_same_place(values.get("url", address), address):
+            raise FieldInvalid("headers", _NOT_FOR_OTHERS, "Send them again, or {} for none")
         for name in values.keys() - {"headers"}:
             setattr(row, name, values[name])
         if row.active and not was_active:
@@ -362,6 +366,9 @@ _WRONG_SECRET = Detail(
     "Must be whsec_ and the base64 of 24 to 64 bytes",
     'Leave it out to have one made, or make it with: echo "whsec_$(openssl rand -base64 32)"',
 )
+
+
+_NOT_FOR_OTHERS = "Must be said again for another address: they were given for the present one"
 
 
 def check(values: Mapping[str, Any]) -> None:

@@ -46,6 +46,9 @@ DELETED = "The webhook was deleted"
 NOT_ACTIVE = "The webhook is not active: enable it first"
 COUNT_MOST = 10_000
 OUTCOMES_MOST = 10_000
+MOST_OPEN = 3  # of one webhook, that run or have stopped; each may have jobs.MOST items
+MOST_OPEN_IN_ALL = 50
+OPENING_LOCK = 0x4B31_5245_4445_4C  # "K1REDEL", a key for PostgreSQL's advisory locks
 # A literal, as its index has it: SQLite uses a partial index for no other.
 IS_FAILED = RawSQL("webhooks_delivery.state = 'failed'", [], output_field=BooleanField())
 
@@ -69,6 +72,10 @@ class WebhookNotActive(Conflict):
 
 class NothingToRedeliver(Conflict):
     """Nothing of that time can be delivered again"""
+
+
+class TooManyRedeliveries(Conflict):
+    """Redeliveries that have not ended are there already"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +222,19 @@ def begin(
 ) -> tuple[Operation, bool]:
     """Freeze what fits and let the clock begin; return the job and whether more fits than it may have.
 
-    Raises WebhookGone, WebhookNotActive and NothingToRedeliver.
+    Raises WebhookGone, WebhookNotActive, TooManyRedeliveries and NothingToRedeliver.
     """
     _ready(webhook)
+    _room(webhook)
     pks = list(subjects_of(webhook, wanted)[: jobs.MOST + 1])
     if not pks:
         raise NothingToRedeliver()
 
     def work() -> Operation:
+        if sql.is_postgresql():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [OPENING_LOCK])
+        _room(webhook)
         job = jobs.plan(
             KIND,
             pks,
@@ -242,6 +254,20 @@ def _ready(webhook: Webhook) -> None:
         raise WebhookGone()
     if not webhook.active:
         raise WebhookNotActive()
+
+
+def _room(webhook: Webhook) -> None:
+    """Raise TooManyRedeliveries if no other one may begin."""
+    jobs_open = Operation.objects.filter(kind=KIND).exclude(
+        state__in=(Operation.State.COMPLETED, Operation.State.CANCELLED)
+    )
+    of_webhooks = [
+        arguments["webhook"] for arguments in jobs_open.values_list("arguments", flat=True)[:MOST_OPEN_IN_ALL]
+    ]
+    if of_webhooks.count(webhook.pk) >= MOST_OPEN:
+        raise TooManyRedeliveries(f"{MOST_OPEN} redeliveries of this webhook have not ended: wait, or cancel one")
+    if len(of_webhooks) >= MOST_OPEN_IN_ALL:
+        raise TooManyRedeliveries(f"{MOST_OPEN_IN_ALL} redeliveries have not ended: wait, or cancel one")
 
 
 def start(operation_id: str, *, by: str, now: datetime) -> Operation:

@@ -412,8 +412,9 @@ def _what_failed(error: Exception, course: Course) -> tuple[Code, str]:
         where = f" to {course.address}" if course.address is not None else ""
         return Code.CONNECT, f"No connection{where}: {_words(error.os_error)}"
     if isinstance(error, aiohttp.ClientResponseError):
-        # What follows in the library's message is a drawing of the bytes.
-        return Code.PROTOCOL, f"The answer is not HTTP as it should be: {error.message.splitlines()[0].rstrip(':')}"
+        # What follows in the library's message are the receiver's words, which are for administrators alone.
+        said = error.message.splitlines()[0].partition(" when reading")[0].rstrip(":")
+        return Code.PROTOCOL, f"The answer is not HTTP as it should be: {said}"
     if isinstance(error, (aiohttp.ClientError, OSError)):
         return Code.PROTOCOL, "The connection ended before the head of the answer did"
     logger.error("An attempt failed in the node itself", exc_info=error)

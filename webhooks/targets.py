@@ -159,6 +159,12 @@ def read(url: str) -> tuple[Target | None, list[Detail]]:
     return None, [problem]
 
 
+def is_same_place(url: str, other: str) -> bool:
+    """Say whether two URLs lead to the same scheme, host and port."""
+    target, _ = read(url)
+    return target is not None and target == read(other)[0]
+
+
 def _malformed(url: str) -> Detail:
     if "://" not in url:
         return _problem("This is not a URL", "Write it in full, such as https://example.com/hooks")

@@ -155,9 +155,15 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
         ({"last_success_at": 0}, "All is well: the last delivery arrived now."),
         ({}, "No event has been sent to it yet: send a test."),
         (
-            {"last_success_at": -9, "last_failure_at": -5, "last_error": "503"},
-            "Nothing has arrived since it failed 5 min ago. The last error: 503. Send a test, or wait for the next",
+            {"last_failure_at": -2, "last_error": "The answer was 503"},
+            "Nothing has arrived since it failed 2 min ago. The last error: The answer was 503. The next event tries"
+            " it, or a test.",
         ),
+        (
+            {"last_success_at": -60, "last_failure_at": -2, "last_error": "The answer was 503"},
+            "Nothing has arrived since it failed 2 min ago.",
+        ),
+        ({"last_success_at": -2, "last_failure_at": -60}, "All is well: the last delivery arrived 2 min ago."),
         (
             {"failures": 2, "last_error": "503"},
             "The last 2 attempts failed. The last error: 503. They are tried again.",
@@ -182,7 +188,19 @@ def test_the_list_costs_the_same_for_many(admin_client: Client) -> None:
             "It has asked for a pause, or has had all that its rate allows: the next is sent in 5 min.",
         ),
     ],
-    ids=["well", "new", "enabled", "shaky", "failing", "probing", "paused", "disabled", "throttled"],
+    ids=[
+        "well",
+        "new",
+        "enabled",
+        "enabled again",
+        "recovered",
+        "shaky",
+        "failing",
+        "probing",
+        "paused",
+        "disabled",
+        "throttled",
+    ],
 )
 def test_the_page_says_in_a_sentence_what_is_wrong(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], verdict: str
@@ -539,6 +557,19 @@ def test_headers_are_not_taken_away_and_written_at_once(admin_client: Client) ->
     response = admin_client.post(verb(row, "edit"), edited(row, no_headers="on", headers="X-B: 2"))
 
     assert list(response.context["form"].errors) == ["no_headers"]
+
+
+def test_another_address_asks_for_the_headers_anew(admin_client: Client) -> None:
+    row = make_webhook(headers={"X-A": "1"})
+
+    asked = admin_client.post(verb(row, "edit"), edited(row, url="https://elsewhere.example/hook"))
+    done = admin_client.post(verb(row, "edit"), edited(row, url="https://elsewhere.example/hook", no_headers="on"))
+
+    assert asked.context["form"].errors == {
+        "headers": ["Must be said again for another address: they were given for the present one."]
+    }
+    row.refresh_from_db()
+    assert (done.status_code, row.url, row.header_names) == (302, "https://elsewhere.example/hook", [])
 
 
 def test_a_change_that_cannot_be_is_refused_at_its_field(admin_client: Client) -> None:

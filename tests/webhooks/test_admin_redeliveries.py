@@ -146,6 +146,8 @@ def test_a_moment_is_typed_in_utc(admin_client: Client) -> None:
         ({"span": "from", "since": "2999-01-01T00:00"}, "since"),
         ({"span": "from", "since": "2026-01-02T00:00", "until": "2026-01-01T00:00"}, "until"),
         ({"span": "x"}, "span"),
+        ({"span": "1d", "since": "2026-01-01T00:00"}, "span"),
+        ({"span": "1d", "until": "2026-01-01T00:00"}, "span"),
     ],
 )
 def test_what_cannot_be_is_refused_at_its_field(admin_client: Client, asked: dict[str, str], field: str) -> None:
@@ -218,8 +220,14 @@ def test_more_than_is_counted_is_said_and_so_is_more_than_a_job_may_have(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"per_second": "0"}, {"per_second": "10001"}, {"since": "soon"}, {"until": "2026-01-01T00:00:00+00:00"}],
-    ids=["too slow", "too fast", "no moment", "backwards"],
+    [
+        {"per_second": "0"},
+        {"per_second": "10001"},
+        {"since": "soon"},
+        {"since": "0001-01-01T00:00:00+23:59"},
+        {"until": "2026-01-01T00:00:00+00:00"},
+    ],
+    ids=["too slow", "too fast", "no moment", "before all time", "backwards"],
 )
 def test_a_form_that_cannot_be_begins_nothing(admin_client: Client, fields: dict[str, str]) -> None:
     row = make_webhook()

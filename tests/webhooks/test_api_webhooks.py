@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 from k1node.api.models import IdempotentAnswer
 from k1node.events.catalogue import EVENTS
 from tests.factories import NOW, SECRET, make_delivery, make_message, make_webhook
-from webhooks import rules, signing, signing_secrets
+from webhooks import delivery_log, rules, signing, signing_secrets
 from webhooks.models import Attempt, Delivery, Webhook
 
 pytestmark = pytest.mark.django_db
@@ -397,6 +397,33 @@ def test_deliveries_are_narrowed_and_paged_by_cursor(client: APIClient) -> None:
     assert found(since="2026-03-04T06:06:07.890123Z", until="2026-03-04T07:06:07.890123Z") == [1]
     first = client.get(f"{LIST}/{webhook.webhook_id}/deliveries", {"limit": "2"}).json()
     assert found(limit="2", cursor=first["pagination"]["next_cursor"]) == [0]
+
+
+def test_those_of_one_event_are_looked_for_so_far_back(client: APIClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_log, "SEARCHED", 3)
+    webhook = make_webhook()
+    for event in ("task.failed", "task.failed", "task.completed", "task.completed"):
+        make_delivery(webhook, event=event)
+    make_delivery(webhook, event="task.failed", state="failed")
+
+    def found(**query: str) -> int:
+        return len(client.get(f"{LIST}/{webhook.webhook_id}/deliveries", query).json()["deliveries"])
+
+    assert (found(event="task.completed"), found(event="task.failed")) == (2, 1)
+    assert found(event="task.failed", state="pending") == 1
+
+
+def test_a_list_of_a_time_reads_only_what_is_near_it(client: APIClient) -> None:
+    webhook = make_webhook()
+    for hour in range(100):
+        make_delivery(webhook, created_at=NOW + timedelta(hours=hour))
+
+    with CaptureQueriesContext(connection) as captured:
+        rows = delivery_log.find(webhook, since=NOW + timedelta(hours=40), until=NOW + timedelta(hours=42))
+        assert len(rows) == 2
+
+    assert len(captured) < 30
+    assert "pk >=" in str(rows.query) or '"id" >=' in str(rows.query)
 
 
 def test_a_delivery_of_another_webhook_is_not_found(client: APIClient) -> None:

@@ -249,6 +249,46 @@ def test_headers_are_changed_as_a_whole_and_taken_away() -> None:
     assert (webhook.headers, webhook.header_names) == ("", [])
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://elsewhere.example/hook",
+        "https://receiver.example:8443/hook",
+        "https://receiver.example.elsewhere.example/hook",
+    ],
+    ids=["host", "port", "suffix"],
+)
+def test_headers_do_not_follow_to_another_address_by_themselves(url: str) -> None:
+    webhook, _ = create(headers={"Authorization": "Bearer abc"})
+
+    with pytest.raises(FieldInvalid) as refused:
+        change(webhook, url=url)
+
+    assert [detail.field for detail in refused.value.details] == ["headers"]
+    webhook.refresh_from_db()
+    assert webhook.url == FIELDS["url"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer xyz"}])
+def test_an_address_is_changed_with_its_headers(headers: dict[str, str]) -> None:
+    webhook, _ = create(headers={"Authorization": "Bearer abc"})
+
+    change(webhook, url="https://elsewhere.example/hook", headers=headers)
+
+    webhook.refresh_from_db()
+    assert (webhook.url, signing_secrets.headers(webhook)) == ("https://elsewhere.example/hook", headers)
+
+
+@pytest.mark.parametrize("url", ["https://receiver.example/another?path", "HTTPS://RECEIVER.example:443/hook"])
+def test_headers_stay_with_another_path_at_the_same_place(url: str) -> None:
+    webhook, _ = create(headers={"Authorization": "Bearer abc"})
+
+    change(webhook, url=url)
+
+    webhook.refresh_from_db()
+    assert signing_secrets.headers(webhook) == {"Authorization": "Bearer abc"}
+
+
 def test_a_change_that_changes_nothing_writes_nothing() -> None:
     webhook, _ = create()
 

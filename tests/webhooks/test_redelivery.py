@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from webhooks.redelivery import (
     DeliveryUnderWay,
     Mode,
     NothingToRedeliver,
+    TooManyRedeliveries,
     WebhookGone,
     WebhookNotActive,
 )
@@ -295,6 +296,32 @@ def test_none_begins_for_a_webhook_that_takes_nothing(
     assert not Operation.objects.exists()
 
 
+def test_a_webhook_has_only_so_many_that_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redelivery, "MOST_OPEN", 2)
+    webhook, other = make_webhook(), make_webhook()
+    failed(webhook), failed(other)
+    first = recover(webhook)
+    redelivery.stop(recover(webhook).operation_id, by="ben", now=LATER)
+
+    with pytest.raises(TooManyRedeliveries):
+        recover(webhook)
+
+    assert recover(other).state == "running"
+    redelivery.cancel(first.operation_id, by="ben", now=LATER)
+    assert recover(webhook).state == "running"
+
+
+def test_a_node_has_only_so_many_that_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redelivery, "MOST_OPEN_IN_ALL", 2)
+    webhooks = [make_webhook() for _ in range(3)]
+    for webhook in webhooks:
+        failed(webhook)
+    recover(webhooks[0]), recover(webhooks[1])
+
+    with pytest.raises(TooManyRedeliveries):
+        recover(webhooks[2])
+
+
 @pytest.mark.parametrize(
     ("how", "field"),
     [
@@ -477,6 +504,17 @@ def test_the_period_of_a_long_log_is_found_without_reading_it_all() -> None:
 
     assert len(found) == 2
     assert len(captured) < 40
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [(datetime.min.replace(tzinfo=UTC), LATER), (NOW, datetime.max.replace(tzinfo=UTC))],
+    ids=["from the first moment there is", "until the last"],
+)
+def test_a_period_may_be_as_long_as_time_itself(since: datetime, until: datetime) -> None:
+    (key,) = happened("task.failed")
+
+    assert [row.pk for row in periods.between(since, until, None)] == [key]
 
 
 # --- rivals -----------------------------------------------------------------------------------------------------

@@ -397,6 +397,25 @@ def test_what_a_database_refuses_and_a_terminal_obeys_is_replaced(receivers: Rec
     assert (result.response_headers or {})["X-Odd"] == "\ufffd\ufffd[31m\ufffd"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Key: internal" + b"l" * 9000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ninternal" + b"l" * 9000 + b": x\r\n\r\n",
+        b"HTTP/1.1 200 internal" + b"l" * 9000 + b"\r\n\r\n",
+        b"internal-2.0 banner of a service\r\n\r\n",
+        b"HTTP/1.1 internal OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: internal\r\n\r\n",
+    ],
+    ids=["value", "name", "reason", "banner", "status", "length"],
+)
+def test_what_is_wrong_with_an_answer_is_told_without_its_words(receivers: Receivers, data: bytes) -> None:
+    result = attempt(receivers.serve(made.raw(data)))
+
+    assert result.code is Code.PROTOCOL
+    assert "internal" not in result.error
+
+
 def test_the_headers_of_an_answer_are_cut(receivers: Receivers) -> None:
     lines = b"".join(b"X-%d: %s\r\n" % (number, b"y" * 1000) for number in range(50))
 

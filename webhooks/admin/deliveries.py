@@ -13,6 +13,8 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.views.decorators.http import require_http_methods, require_POST
 
+from k1node.access import operators
+from k1node.access.scopes import ADMIN
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import RECORDS, ReadOnlyAdmin, key_in
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
@@ -129,13 +131,17 @@ class DeliveryAdmin(KeysetAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show what was sent, every attempt and, to those who may change webhooks, what was answered."""
+        """Show what was sent, every attempt and, to administrators, what was answered.
+
+        As over the API: else whoever may change webhooks could read what answers inside the node's network.
+        """
         if not self.has_view_permission(request):
             raise PermissionDenied
         row = _delivery(key_in(object_id))
         may_change = request.user.has_perm(CHANGE)
         rows = Attempt.objects.filter(delivery=row).order_by("-number")
-        if not may_change:
+        shows_answers = ADMIN in operators.scopes_of(request.user)
+        if not shows_answers:
             rows = rows.defer("response_headers", "response_body")
         attempts = list(rows[: MOST_ATTEMPTS + 1])
         shown = attempts[:MOST_ATTEMPTS]
@@ -157,6 +163,7 @@ class DeliveryAdmin(KeysetAdmin):
             "payload": display.as_json(_read(row.message.data)),
             "retries_left": max(0, row.webhook.max_retries + 1 - row.spent),
             "may_change": may_change,
+            "shows_answers": shows_answers,
             "can_redeliver": may_change
             and row.state in redelivery.FINAL
             and row.webhook.deleted_at is None
@@ -296,7 +303,7 @@ class MessageAdmin(KeysetAdmin):
 
 @admin.register(Attempt)
 class AttemptAdmin(KeysetAdmin):
-    """What was answered is on the page of the delivery, for those who may see it."""
+    """What was answered is on the page of the delivery, for administrators."""
 
     list_display = ("attempt", "came", "status", "began", "took")
     list_display_links = ("attempt",)

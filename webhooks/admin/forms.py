@@ -62,7 +62,9 @@ class PlainForm(forms.Form):
     @staticmethod
     def advice(text: str | None) -> str:
         """Return a suggestion that was written for callers of the API, if it helps here."""
-        return "" if text is None or "Leave it out" in text or "/api/" in text or '["*"]' in text else text
+        return (
+            "" if text is None or "Leave it out" in text or "/api/" in text or '["*"]' in text or "{}" in text else text
+        )
 
 
 class WebhookForm(PlainForm):
@@ -177,8 +179,8 @@ class EditWebhookForm(WebhookForm):
         super().__init__(row, data)
         if row.header_names:
             self.fields["headers"].help_text = (
-                f"It has {', '.join(row.header_names)}, whose values are not shown. Empty: they stay. What is written"
-                " here takes the place of all of them, one a line: Name: value."
+                f"It has {', '.join(row.header_names)}, whose values are not shown. Empty: they stay, but for"
+                " another host. What is written here takes the place of all of them, one a line: Name: value."
             )
         else:
             del self.fields["no_headers"]
@@ -281,6 +283,8 @@ class SpanForm(PlainForm):
         cleaned = super().clean() or self.cleaned_data
         if cleaned.get("span") == FROM and not cleaned.get("since") and "since" not in self.errors:
             self.add_error("since", "Say from when.")
+        if cleaned.get("span", FROM) != FROM and (cleaned.get("since") or cleaned.get("until")):
+            self.add_error("span", "A moment is written below, too: choose “from a moment”, or empty it.")
         return cleaned
 
     def bounds(self) -> tuple[datetime, datetime]:
@@ -316,6 +320,6 @@ class AgainForm(PlainForm):
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ValidationError("Is no moment.", code="invalid") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

@@ -140,12 +140,14 @@ def trouble(row: Webhook, waiting: Waiting, now: datetime) -> tuple[str, SafeStr
     if row.failures:
         text = "The last {} failed.{} They are tried again.{}"
         return "warn", format_html(text, _attempts(row.failures), _said(row), waits)
+    if row.last_failure_at is not None and (row.last_success_at is None or row.last_success_at < row.last_failure_at):
+        # It was enabled after that or has another address, or nothing could be signed for it.
+        text = "Nothing has arrived since it failed {}.{}{}"
+        rest = waits or " The next event tries it, or a test."
+        return "warn", format_html(text, display.ago(row.last_failure_at, now), _said(row), rest)
     if row.paced_until is not None and row.paced_until > now + timedelta(seconds=2):
         text = "It has asked for a pause, or has had all that its rate allows: the next is sent {}.{}"
         return "warn", format_html(text, display.ago(row.paced_until, now), waits)
-    if row.last_failure_at is not None and (row.last_success_at is None or row.last_success_at < row.last_failure_at):
-        text = "Nothing has arrived since it failed {}.{} Send a test, or wait for the next event.{}"
-        return "warn", format_html(text, display.ago(row.last_failure_at, now), _said(row), waits)
     if row.last_success_at is None:
         return "off", format_html("No event has been sent to it yet: send a test.{}", waits)
     return "ok", format_html(

@@ -7,7 +7,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from k1node.api.serializers import QuerySerializer, StrictChoice, StrictString, Timestamp
-from webhooks import rules
+from webhooks import delivery_log, rules
 from webhooks.models import Attempt, Delivery
 
 MOST_ATTEMPTS = 100
@@ -20,7 +20,11 @@ class DeliveryFilters(QuerySerializer):
         required=False,
         help_text="failed: its tries are used up; cancelled: its webhook was deleted",
     )
-    event = StrictString(required=False, max_length=100, help_text="The whole name")
+    event = StrictString(
+        required=False,
+        max_length=100,
+        help_text=f"The whole name; looked for among the newest {delivery_log.SEARCHED:,} that fit the other filters",
+    )
     since = Timestamp(required=False, help_text="Made at this moment or later")
     until = Timestamp(required=False, help_text="Made before this moment")
 

@@ -7,12 +7,11 @@ from rest_framework.response import Response
 from k1node.access.scopes import ADMIN
 from k1node.api.pagination import CursorPagination
 from k1node.api.views import ApiViewSet
-from webhooks import endpoints
+from webhooks import delivery_log, endpoints
 from webhooks.api.delivery_serializers import MOST_ATTEMPTS, DeliveryDetailOutput, DeliveryFilters, DeliveryOutput
 from webhooks.models import Attempt, Delivery
 
 READ = ("webhooks:read",)
-MOMENTS = {"since": "created_at__gte", "until": "created_at__lt"}
 
 
 class DeliveryViewSet(ApiViewSet):
@@ -34,9 +33,7 @@ class DeliveryViewSet(ApiViewSet):
         """
         filters = self.query(DeliveryFilters)
         webhook = self.found(endpoints.present(), webhook_id=webhook_id)
-        rows = Delivery.objects.filter(webhook=webhook).select_related("message")
-        wanted = {MOMENTS.get(name, name): value for name, value in filters.items()}
-        return self.listed(rows.filter(**wanted), DeliveryOutput)
+        return self.listed(delivery_log.find(webhook, **filters), DeliveryOutput)
 
     @extend_schema(responses={200: OpenApiResponse(DeliveryDetailOutput, "The delivery")})
     def get(self, request: Request, webhook_id: str, delivery_id: str) -> Response:

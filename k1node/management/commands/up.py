@@ -21,7 +21,9 @@ class Command(BaseCommand):
         except start.AlreadyRunning as error:
             raise CommandError(str(error)) from None
         if code := start.in_child(lambda: start.prepare_database(self._say)):
-            raise CommandError("The database could not be prepared; the node does not start.", returncode=code)
+            raise CommandError(
+                "The node does not start: it could not be prepared, for the reason above.", returncode=code
+            )
         self._say(start.banner())
         plan = Plan(
             clock=manage("clock"),
