@@ -27,6 +27,7 @@ from k1node.api.serializers import (
     Timestamp,
     words_for,
 )
+from k1node.lib.errors import FieldInvalid
 from k1node.operations.models import Operation
 from scheduling import handlers, queries, tasks
 from scheduling.api.serializers import HANDLER, NAME, TaskInput
@@ -104,7 +105,8 @@ class BatchSubmission(StrictSerializer):
 
     # The verb checks it too; here it joins the problems of the other fields in one answer.
     def validate_batch_id(self, value: str) -> str:
-        tasks.check_id(value)
+        if not tasks.NAME.fullmatch(value):
+            raise FieldInvalid("batch_id", "Is not a usable id", tasks.NAME_RULE)
         return value
 
 

@@ -494,24 +494,24 @@ def queries(call: Callable[[], Any]) -> int:
     return len(caught)
 
 
-def test_a_submission_costs_the_same_number_of_statements_for_any_number(client: APIClient) -> None:
-    few = queries(lambda: submit(client, 2, batch_id="few", tasks=given(2)))
-    many = queries(
-        lambda: submit(
-            client, batch_id="many", tasks=[{"task_id": f"u{n}", "handler": "python:noop"} for n in range(1_000)]
-        )
-    )
+SUBMISSION, READING, LISTING, PAGE = 18, 6, 3, 4
 
-    assert few == many == SUBMISSION
+
+def test_a_submission_costs_the_same_number_of_statements_for_any_number(client: APIClient) -> None:
+    submit(client)  # what is read once for all
+    few, many = given(1, task_id="a"), [{"task_id": f"u{number}", "handler": "python:noop"} for number in range(1_000)]
+
+    assert queries(lambda: submit(client, batch_id="few", tasks=few)) == SUBMISSION
+    assert queries(lambda: submit(client, batch_id="many", tasks=many)) == SUBMISSION
 
 
 def test_reading_a_batch_costs_the_same_for_any_size(client: APIClient) -> None:
     submit(client, 2, batch_id="few")
     submit(client, 0, batch_id="many", tasks=[{"handler": "python:noop"}] * 1_000)
+    now = database_now()
+    settle(claim(now=now), FAILED, now=now)
 
-    assert queries(lambda: client.get(f"{BASE}/few")) == queries(lambda: client.get(f"{BASE}/many")) == READING
+    assert queries(lambda: client.get(f"{BASE}/many")) == READING
+    assert queries(lambda: client.get(f"{BASE}/few")) == READING + 1  # for its failed tasks
     assert queries(lambda: client.get(BASE)) == LISTING
     assert queries(lambda: client.get(f"{BASE}/many/tasks?limit=100&status=queued")) == PAGE
-
-
-SUBMISSION, READING, LISTING, PAGE = 0, 0, 0, 0
