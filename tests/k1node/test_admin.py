@@ -40,6 +40,7 @@ from scheduling.models import (
     Attempt,
     Gate,
     GateKind,
+    GateTally,
     MinuteCounter,
     Node,
     OutputChunk,
@@ -149,6 +150,7 @@ def rows() -> dict[type[models.Model], models.Model]:
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
         MinuteCounter: MinuteCounter.objects.create(minute=NOW, policy="standard", worker=HOSTILE),
         ScheduleTally: ScheduleTally.objects.create(schedule=schedule, shard=0, completed=2),
+        GateTally: GateTally.objects.create(gate=make_gate(kind=GateKind.BATCH), worker=HOSTILE, completed=2),
         Event: Event.objects.get(),
         ApiKey: key,
         IdempotentAnswer: IdempotentAnswer.objects.create(
@@ -330,6 +332,7 @@ MACHINE_WRITTEN = [
     OutputChunk,
     Slot,
     Gate,
+    GateTally,
     Node,
     MinuteCounter,
     ScheduleTally,
