@@ -494,7 +494,7 @@ def queries(call: Callable[[], Any]) -> int:
     return len(caught)
 
 
-SUBMISSION, READING, LISTING, PAGE = 18, 6, 3, 4
+SUBMISSION, READING, LISTING, PAGE = 18, 6, 4, 4
 
 
 def test_a_submission_costs_the_same_number_of_statements_for_any_number(client: APIClient) -> None:
