@@ -26,6 +26,7 @@ FIGURES: dict[str, Measure] = {
     "noop-http": queue.noop_http,
     "noop-postgresql": queue.noop_postgresql,
     "batch": batches.batch,
+    "batch-http": batches.over_http,
     "commands": commands.commands,
     "latency": latency.latency,
     "claim": database.claim,

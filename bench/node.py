@@ -19,7 +19,7 @@ from bench import processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 90.0
-SCOPES = ("scheduler:write", "scheduler:trigger", "error-recovery:read")
+SCOPES = ("scheduler:write", "scheduler:trigger", "error-recovery:read", "batch:write")
 REQUESTS_PER_HOUR = 10_000_000  # as good as none
 
 # What the node sees of the environment this runs in; everything else is set below.

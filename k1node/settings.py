@@ -376,6 +376,7 @@ SPECTACULAR_SETTINGS = {
         "TaskStatus": "scheduling.queries.SHOWN",
         "WebhookState": "webhooks.endpoints.State",
         "DeliveryState": "webhooks.models.Delivery.State",
+        "BatchStatus": "batches.progress.STATUSES",
     },
 }
 

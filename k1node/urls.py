@@ -22,6 +22,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v2/docs", pages.SwaggerPage.as_view(), name="docs"),
     path("api/v2/redoc", pages.RedocPage.as_view(), name="redoc"),
     path("api/v2/", include("k1node.access.api.urls")),
+    path("api/v2/", include("batches.api.urls")),  # before tasks/<task_id>
     path("api/v2/", include("scheduling.api.urls")),
     path("api/v2/", include("recovery.api.urls")),
     path("api/v2/", include("webhooks.api.urls")),

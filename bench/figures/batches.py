@@ -1,13 +1,21 @@
 """Tasks of a batch beside single tasks."""
 
+import asyncio
+import json
+import time
 from collections.abc import Iterator, Mapping
 
 from bench import node
 from bench.effort import WORKERS, Effort
 from bench.figures.queue import NOOP
+from bench.http_client import Caller, exchange
 from bench.results import Figure, Target, over, over_pairs
 
 AT_LEAST = Target(0.8, "more")
+BATCHES = "/api/v2/tasks/batch"
+SMALL, LARGE = 1_000, 10_000
+LOOK_SECONDS = 0.1
+READS = 10
 
 
 def batch(effort: Effort) -> Iterator[Figure]:
@@ -35,3 +43,67 @@ def drained(
     with node.node(workers=workers, database=database) as running:
         answer = running.inside("drain", count=count, handler=NOOP, workers=workers, up=running.pid, as_batch=as_batch)
     return count / float(answer["seconds"])
+
+
+def over_http(effort: Effort) -> Iterator[Figure]:
+    """Batches of no-op tasks through the API of a node on SQLite: accepted, worked through, and read.
+
+    Worked through: from the first byte of the POST to the GET that says it is completed, ÷ what the same workers do
+    with as many single tasks that are on the queue already.
+    """
+    accepted: list[float] = []
+    read: list[float] = []
+
+    def posted() -> float:
+        with node.node(workers=WORKERS) as running:
+            caller = Caller(running.port, running.key())
+            followed(caller, "warm", 10)
+            seconds, took, reads = followed(caller, "large", LARGE)
+        accepted.append(took)
+        read.extend(reads)
+        return LARGE / seconds
+
+    small: list[float] = []
+    with node.node(workers=WORKERS) as running:
+        caller = Caller(running.port, running.key())
+        followed(caller, "warm", 10)
+        small += [followed(caller, f"small-{number}", SMALL)[1] for number in range(effort.pick(20, 7))]
+    pairs = effort.interleave(posted, lambda: drained(LARGE))
+    yield over(f"batch of {SMALL:,} accepted", small, " ms", target=Target(300, "less"))
+    yield over(f"batch of {LARGE:,} accepted", accepted, " ms", target=Target(2_500, "less"))
+    yield over_pairs(f"{LARGE:,} no-op tasks, POST → completed ÷ plain queue", pairs, target=AT_LEAST)
+    yield over(f"GET of a batch of {LARGE:,}", read, " ms", target=Target(50, "less"), what="requests")
+
+
+def followed(caller: Caller, name: str, count: int) -> tuple[float, float, list[float]]:
+    """Submit a batch and wait until it has completed.
+
+    Returns the seconds that took, the milliseconds until its 202, and those of some reads after its end.
+    """
+    body = {
+        "batch_id": name,
+        "tasks": [{"task_id": f"{name}-{number}"} for number in range(count)],
+        "defaults": {"handler": NOOP},
+    }
+    request, look = caller.post(BATCHES, body), caller.get(f"{BATCHES}/{name}")
+    return asyncio.run(_followed(caller.port, request, look))
+
+
+async def _followed(port: int, request: bytes, look: bytes) -> tuple[float, float, list[float]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        began = time.monotonic()
+        await exchange(reader, writer, request)
+        accepted = time.monotonic()
+        while json.loads(await exchange(reader, writer, look))["status"] != "completed":
+            await asyncio.sleep(LOOK_SECONDS)
+        ended = time.monotonic()
+        await asyncio.sleep(1)  # until the clock has ended it and the node is at rest
+        reads = []
+        for _ in range(READS):
+            asked = time.monotonic()
+            await exchange(reader, writer, look)
+            reads.append((time.monotonic() - asked) * 1000)
+    finally:
+        writer.close()
+    return ended - began, (accepted - began) * 1000, reads

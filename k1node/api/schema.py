@@ -139,10 +139,10 @@ class Schema(AutoSchema):
         return paginator
 
     def _get_serializer_name(self, serializer: Any, direction: Any, bypass_extensions: bool = False) -> str:
-        """Return the component's name: ScheduleInput and ScheduleUpdate as they are, ScheduleOutput as Schedule."""
+        """Return the component's name: ScheduleInput, ScheduleUpdate as they are, ScheduleOutput as Schedule."""
         name = super()._get_serializer_name(serializer, direction, bypass_extensions).removeprefix("Patched")
         bare = name.removesuffix("Request")
-        if bare.endswith(("Input", "Update")):
+        if bare.endswith(("Input", "Update", "Submission")):
             return bare
         return name.removesuffix("Output")
 

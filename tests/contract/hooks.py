@@ -47,6 +47,8 @@ def right_body(body: dict[str, Any], operation_id: str) -> None:
     if operation_id == "createDLQEntry" and "task_id" in body:
         # One that a task has must name what that runs.
         body["task_id"] = f"elsewhere-{next(NUMBERS)}"
+    if operation_id in ("submitBatch", "addBatchTasks"):
+        right_batch(body)
     replace(body, "handler", lambda given: pick(HANDLERS, given))
     if not isinstance(body.get("retry_policy"), dict):  # that of a webhook has its own figures
         replace(body, "retry_policy", lambda given: pick(POLICIES, given))
@@ -84,6 +86,19 @@ def right_body(body: dict[str, Any], operation_id: str) -> None:
         parameters.pop("timeout_ms", None)
     if isinstance(options := body.get("options"), dict) and isinstance(options.get("modify_parameters"), dict):
         options["modify_parameters"].pop("timeout_ms", None)
+
+
+def right_batch(body: dict[str, Any]) -> None:
+    """Give a batch, or what is added to one, tasks that can be made, and ids that are new."""
+    replace(body, "batch_id", lambda given: f"batch-{next(NUMBERS)}")
+    for item in [body.get("defaults"), *body.setdefault("tasks", [])]:
+        if isinstance(item, dict):
+            right_body(item, "createTask")
+            replace(item, "task_id", lambda given: f"item-{next(NUMBERS)}")
+    if not body["tasks"]:
+        body["tasks"].append({})
+    for item in body["tasks"]:
+        item.setdefault("handler", HANDLERS[0])
 
 
 def storable(value: Any) -> Any:

@@ -12,6 +12,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
+from batches import submission
 from k1node.access import keys
 from k1node.api import conditional, document
 from k1node.operations import jobs
@@ -76,6 +77,11 @@ def a_redelivery() -> str:
     return f"/api/v2/webhooks/{row.webhook.webhook_id}/redeliveries/{job.operation_id}"
 
 
+def a_batch() -> str:
+    row = submission.submit([{"handler": "python:noop"}], by="ana", now=NOW)
+    return f"/api/v2/tasks/batch/{row.batch_id}"
+
+
 # By path in the document: a maker of one, and the method of its changes with two bodies, if there is any.
 SETTINGS: dict[str, tuple[Callable[[], str], dict[str, Any], dict[str, Any]]] = {
     "/scheduler/schedules/{scheduleId}": (a_schedule, {"priority": 7}, {"priority": 8}),
@@ -86,6 +92,7 @@ SETTINGS: dict[str, tuple[Callable[[], str], dict[str, Any], dict[str, Any]]] = 
 }
 RECORDS: dict[str, Callable[[], str]] = {
     "/tasks/{taskId}": a_task,
+    "/tasks/batch/{batchId}": a_batch,
     "/queue/dlq/{dlqId}": a_dead_letter,
     "/queue/dlq/redrives/{redriveId}": a_redrive,
     "/webhooks/{webhookId}/deliveries/{deliveryId}": a_delivery,
