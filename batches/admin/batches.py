@@ -162,12 +162,13 @@ class BatchAdmin(KeysetAdmin):
             raise PermissionDenied
         batch, found = _read(key_in(object_id))
         now = database_now()
-        job = _retry_of(batch)
+        job, acts = _retry_of(batch), _acts(batch)
         known = words.Known(
             now,
             ends_at=progress.estimate(batch, found, now=now),
             retrying=words.retrying(job),
             idle=_idle(batch, found, now),
+            why_paused=next((act.record.reason for act in acts if act.record.action == "batch.paused"), ""),
         )
         tone, said = words.going_on(batch, found, known)
         failed = failures.grouped(batch, found)
@@ -191,7 +192,9 @@ class BatchAdmin(KeysetAdmin):
             "bar": words.bar(found, "bar"),
             "parts": [(words.swatch(word, "bar"), word, f"{count:,}") for word, count in words.numbers(found)],
             "total_text": f"{found.total:,}",
+            "percent": words.percent(found),
             "ends_at": known.ends_at,
+            "no_end": words.no_end(batch, found),
             "how": words.how(batch),
             "on_failure": words.on_failure(batch),
             "defaults": display.as_json(batch.defaults) if batch.defaults else "",
@@ -210,7 +213,7 @@ class BatchAdmin(KeysetAdmin):
             "retry_text": f"{can.retry:,}",
             "may_change": request.user.has_perm(CHANGE),
             "may_see": may_see,
-            "acts": _acts(batch),
+            "acts": acts,
             **(_tasks(request, batch, found) if may_see["tasks"] else {}),
         }
         return TemplateResponse(request, "admin/batches/batch/page.html", context)
@@ -264,14 +267,14 @@ class BatchAdmin(KeysetAdmin):
         try:
             if verb == "retry":
                 job = steering.retry_failed(batch, by, now=now)
-                text = f"Retries {words.tasks(job.total)}. It begins within a second; this page follows it."
+                text = f"Retries {words.tasks(job.total)} of {{}}. It begins within a second; this page follows it."
             elif verb == "close":
                 submission.close(batch, by=by.name, now=now)
-                text = "Closed: it takes no more tasks, and ends once those that it has have ended."
+                text = "Closed {}. It ends once the tasks that it has have ended."
             else:
                 VERBS[verb](batch, by, now=now)
                 text = SAID[verb]
-            self.message_user(request, format_html("{}: {}", batch.batch_id, text))
+            self.message_user(request, format_html(text, batch.batch_id))
         except K1NodeError as error:
             self.message_user(request, admin_words.refusal(batch.batch_id, error), messages.WARNING)
         return HttpResponseRedirect(display.page_of(batch))
@@ -279,9 +282,9 @@ class BatchAdmin(KeysetAdmin):
 
 VERBS = {"pause": steering.pause, "resume": steering.resume, "cancel": steering.cancel}
 SAID = {
-    "pause": "Paused. What runs may finish; nothing further starts until somebody resumes it.",
-    "resume": "Resumed. It goes on.",
-    "cancel": "Cancelled. What waited is cancelled; what runs is ended within seconds.",
+    "pause": "Paused {}. What runs may finish; nothing further starts until somebody resumes it.",
+    "resume": "Resumed {}. It goes on.",
+    "cancel": "Cancelled {}. What waited is cancelled; what runs is ended within seconds.",
 }
 # Verb -> what its page is called, and what its button says.
 ASKED = {

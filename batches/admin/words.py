@@ -159,6 +159,11 @@ def in_figures(progress: Progress) -> str:
     return f"{progress.ended:,} of {progress.total:,} ended{', ' if rest else ''}{rest}"
 
 
+def percent(progress: Progress) -> str:
+    """Return `41 % have ended`; nothing for a batch without tasks."""
+    return f"{progress.percent} % {'has' if progress.total == 1 else 'have'} ended" if progress.total else ""
+
+
 # --- what is going on -------------------------------------------------------------------------------------------
 
 
@@ -187,12 +192,16 @@ def counted(pairs: Iterable[tuple[str, int]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a batch beside its row: when it ends about, how its retry stands, why nothing of it runs."""
+    """What is known of a batch beside its row.
+
+    `ends_at`: about when; `retrying`: how its retry stands; `idle`: why nothing of it runs that could.
+    """
 
     now: datetime
     ends_at: datetime | None = None
     retrying: str = ""
     idle: str = ""
+    why_paused: str = ""
 
 
 def going_on(batch: Batch, progress: Progress, known: Known) -> tuple[str, str]:
@@ -204,7 +213,7 @@ def going_on(batch: Batch, progress: Progress, known: Known) -> tuple[str, str]:
             "off",
             f"{_who(batch.cancelled_by)} has cancelled it. {_runs(progress)}, and {_is(progress)} being ended.",
         )
-    if batch.gate.spent and progress.failed:
+    if batch.gate.spent and progress.failed and not known.retrying:
         ending = batch.fail_fast_running == Batch.FailFastRunning.CANCEL
         rest = f"and {_is(progress)} being ended" if ending else "and may finish"
         then = f" {_runs(progress)}, {rest}." if progress.in_progress else ""
@@ -266,7 +275,9 @@ def _paused(batch: Batch, progress: Progress, known: Known) -> str:
     running = f" {_runs(progress)}, and may finish." if progress.in_progress else ""
     wait = f" {_waits(progress).capitalize()} until somebody resumes it." if progress.waiting else ""
     retrying = f" {known.retrying}" if known.retrying else ""
-    return f"{_who(batch.paused_by)} has paused it, {since}: nothing further starts.{running}{wait}{retrying}"
+    why = f", saying: {known.why_paused.rstrip('.')}" if known.why_paused else ""
+    who = _who(batch.paused_by)
+    return f"{who} has paused it, {since}{why}. Nothing further starts.{running}{wait}{retrying}"
 
 
 def _so_far(progress: Progress) -> str:
@@ -302,6 +313,15 @@ def retrying(job: Operation | None) -> str:
 
 
 # --- when -------------------------------------------------------------------------------------------------------
+
+
+def no_end(batch: Batch, progress: Progress) -> str:
+    """Return why nobody can say when a batch ends that goes on."""
+    if batch.paused_at is not None:
+        return "not while it is paused"
+    if batch.open:
+        return "not before it is closed"
+    return "within seconds" if batch.cancelled_at is not None or progress.ended == progress.total else "unknown"
 
 
 def clock_time(at: datetime, now: datetime) -> str:

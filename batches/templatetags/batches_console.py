@@ -54,11 +54,11 @@ def batch_trouble(context: template.Context) -> Trouble:
     paused = list(going.order_by("-pk")[: MOST + 1])
     for row in failed[:MOST]:
         since = display.relative(row.ended_at, now) if row.ended_at else ""
-        said = f"{since} · {row.gate.failed:,} of {row.total:,} tasks failed"
+        said = f"batch · {since} · {row.gate.failed:,} of {row.total:,} tasks failed"
         found.ailing.append(Ailing(row, display.badge("batch failed", "failed"), said))
     for row in paused[:MOST]:
         since = display.relative(row.paused_at, now) if row.paused_at else ""
-        said = f"{since} by {row.paused_by or 'somebody'}"
+        said = f"batch · {since} by {row.paused_by or 'somebody'}"
         found.ailing.append(Ailing(row, display.badge("batch paused", "paused"), said))
     found.more.extend(word for word, rows in (("failed", failed), ("paused", paused)) if len(rows) > MOST)
     return found
