@@ -44,6 +44,8 @@ ACTS_SHOWN = 20
 REFUSED_SHOWN = 5
 # Of what has been queued: a moment later it is something else.
 PASSING = ("running", "claimed", "starting", "ended")
+# What does not end by itself.
+STUCK = ("held", "paused", "no_node", "no_workers", "breaker_open", "resource_limit")
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -163,11 +165,13 @@ class BatchAdmin(KeysetAdmin):
         batch, found = _read(key_in(object_id))
         now = database_now()
         job, acts = _retry_of(batch), _acts(batch)
+        idle, is_stuck = _idle(batch, found, now)
         known = words.Known(
             now,
             ends_at=progress.estimate(batch, found, now=now),
             retrying=words.retrying(job),
-            idle=_idle(batch, found, now),
+            idle=idle,
+            is_stuck=is_stuck,
             why_paused=next((act.record.reason for act in acts if act.record.action == "batch.paused"), ""),
         )
         tone, said = words.going_on(batch, found, known)
@@ -315,15 +319,18 @@ def _possible(batch: Batch, found: Progress, job: Operation | None) -> Possible:
     )
 
 
-def _idle(batch: Batch, found: Progress, now: datetime) -> str:
-    """Return why nothing of a batch runs that could; nothing where something does, or is about to."""
+def _idle(batch: Batch, found: Progress, now: datetime) -> tuple[str, bool]:
+    """Return why nothing of a batch runs that could, and whether it stays so; nothing if something does or is about to.
+
+    The reason of the first of its tasks stands for all of them.
+    """
     if found.in_progress or not found.waiting or batch.paused_at is not None or batch.cancelled_at is not None:
-        return ""
+        return "", False
     first = gates.in_flight(batch.gate).select_related("blocked_on").defer(*members.NOT_LISTED).order_by("pk").first()
     if first is None:
-        return ""
+        return "", False
     why = explain.explain(first, now=now)
-    return "" if why.reason in PASSING else f"The first of them, {first.task_id}: {why.message}"
+    return "" if why.reason in PASSING else f"The first of them, {first.task_id}: {why.message}", why.reason in STUCK
 
 
 def _retry_of(batch: Batch) -> Operation | None:

@@ -194,13 +194,15 @@ def counted(pairs: Iterable[tuple[str, int]]) -> str:
 class Known:
     """What is known of a batch beside its row.
 
-    `ends_at`: about when; `retrying`: how its retry stands; `idle`: why nothing of it runs that could.
+    `ends_at`: about when; `retrying`: how its retry stands; `idle`: why nothing of it runs, and whether somebody could
+    see to it.
     """
 
     now: datetime
     ends_at: datetime | None = None
     retrying: str = ""
     idle: str = ""
+    is_stuck: bool = False
     why_paused: str = ""
 
 
@@ -224,7 +226,7 @@ def going_on(batch: Batch, progress: Progress, known: Known) -> tuple[str, str]:
         return "off", "Nothing is in it yet. It is open: it waits for tasks."
     if progress.status == SUBMITTED:
         idle = f" {known.idle}" if known.idle else ""
-        return ("warn" if idle else "off"), f"Nothing has started yet, {_waits(progress)}.{idle}"
+        return ("warn" if known.is_stuck else "off"), f"Nothing has started yet, {_waits(progress)}.{idle}"
     return _in_progress(batch, progress, known)
 
 
@@ -267,7 +269,7 @@ def _in_progress(batch: Batch, progress: Progress, known: Known) -> tuple[str, s
         said.append(f"It ends about {clock_time(known.ends_at, known.now)}.")
     elif batch.open:
         said.append("It is open: more tasks may come.")
-    return ("warn" if known.idle else "run"), " ".join(each for each in said if each)
+    return ("warn" if known.is_stuck else "run"), " ".join(each for each in said if each)
 
 
 def _paused(batch: Batch, progress: Progress, known: Known) -> str:
