@@ -145,6 +145,7 @@ def retry_failed(batch: Batch, by: By, *, now: datetime) -> Operation:
         row.retry_job = job.operation_id
         row.save(update_fields=("retry_job",))
         upkeep.begin_round(row, gate, now=now)
+        _record("retried", row, by, after={"tasks": job.total, "job": job.operation_id}, now=now)
         return job
 
     return sql.in_transaction(work)

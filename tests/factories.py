@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
+from batches.models import Batch
 from recovery.fingerprints import fingerprint
 from recovery.models import DeadLetter
+from scheduling import gates
 from scheduling.models import Attempt, Gate, GateKind, RetryPolicy, Schedule, ScheduleType, Task, TaskStatus
 from scheduling.outcomes import OutcomeKind
 from webhooks import models as webhooks_models
@@ -99,6 +101,16 @@ def make_dead_letter(task: Task | None = None, **fields: Any) -> DeadLetter:
 
 
 SECRET = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+def make_batch(**fields: Any) -> Batch:
+    """Return a batch without tasks, of a gate that counts none; `total`, `gate` and the counts say otherwise."""
+    defaults: dict[str, Any] = {"batch_id": f"batch-{next(_numbers)}", "created_at": NOW}
+    counts = {name: fields.pop(name) for name in ("waiting", "in_flight", *gates.FINALS) if name in fields}
+    if "gate" not in fields:
+        key = fields.get("batch_id", defaults["batch_id"])
+        defaults["gate"] = make_gate(kind=GateKind.BATCH, key=key, **counts)
+    return Batch.objects.create(**defaults | {"total": sum(counts.values())} | fields)
 
 
 def make_webhook(

@@ -17,9 +17,11 @@ from django.urls import reverse
 from django.utils import timezone
 from oauth2_provider import models as oauth
 
+from batches.models import Batch
 from k1node.access import keys
 from k1node.access.models import ApiKey, DeniedToken, RefreshToken, TokenFamily
 from k1node.api.models import IdempotentAnswer
+from k1node.audit import trail
 from k1node.audit.models import AuditBlock, AuditPruning, AuditRecord, AuditRefusal
 from k1node.events import log
 from k1node.events.models import Event
@@ -54,6 +56,7 @@ from scheduling.models import (
 from tests.factories import (
     NOW,
     make_attempt,
+    make_batch,
     make_dead_letter,
     make_delivery,
     make_delivery_attempt,
@@ -173,8 +176,27 @@ def rows() -> dict[type[models.Model], models.Model]:
         DeniedToken: DeniedToken.objects.create(issuer=HOSTILE, jti=HOSTILE, denied_at=NOW, expires_at=NOW),
         **app_rows(),
         **webhook_rows(),
+        **batch_rows(),
         User: User.objects.create_user("other", first_name=HOSTILE),
     }
+
+
+def batch_rows() -> dict[type[models.Model], models.Model]:
+    """Return an open batch that is paused, with a task that has failed, and what a worker has counted on it."""
+    batch = make_batch(
+        batch_id=HOSTILE,
+        open=True,
+        total=1,
+        defaults={HOSTILE: HOSTILE},
+        owner=HOSTILE,
+        created_by=HOSTILE,
+        paused_at=NOW,
+        paused_by=HOSTILE,
+    )
+    make_task(gate=batch.gate, task_id=HOSTILE, handler=HOSTILE, status=TaskStatus.FAILED, last_error=HOSTILE)
+    tally = GateTally.objects.create(gate=batch.gate, worker=HOSTILE, failed=1)
+    trail.record("batch.paused", f"batch:{HOSTILE}", reason=HOSTILE, by=HOSTILE, now=NOW)
+    return {Batch: batch, GateTally: tally}
 
 
 def webhook_rows() -> dict[type[models.Model], models.Model]:
@@ -263,7 +285,7 @@ def text_of(response: Any) -> str:
 def test_every_model_of_the_project_is_registered_and_nothing_of_django_q() -> None:
     ours = {
         model
-        for label in ("scheduling", "recovery", "events", "access", "audit", "api", "operations", "webhooks")
+        for label in ("scheduling", "recovery", "events", "access", "audit", "api", "operations", "webhooks", "batches")
         for model in apps.get_app_config(label).get_models()
     }
 
@@ -281,8 +303,8 @@ def test_overview_names_the_console_and_leaves_out_what_is_read_elsewhere(admin_
 
     assert "<title>Overview | K1.Node</title>" in page
     names = re.findall(r'<li>\s*<a href="/admin/\w+/\w+/">([^<]+)</a>\s*<span', page)
-    assert names[:4] == ["Schedules", "Tasks", "Breakers", "Dead letters"]
-    assert not {"Groups", "Output chunks", "Schedule tallys", "Queued tasks"} & set(names)
+    assert names[:5] == ["Schedules", "Tasks", "Batches", "Breakers", "Dead letters"]
+    assert not {"Groups", "Gate tallies", "Output chunks", "Schedule tallys", "Queued tasks"} & set(names)
 
 
 @pytest.mark.parametrize("model", registered())
@@ -338,6 +360,7 @@ MACHINE_WRITTEN = [
     ScheduleTally,
     Event,
     Intervention,
+    Batch,
     Breaker,
     Hold,
     DeadLetter,
@@ -451,6 +474,7 @@ def test_nonsense_in_place_of_a_key_is_no_error(admin_client: Client, key: str) 
         Gate,
         Event,
         Intervention,
+        Batch,
         Breaker,
         Hold,
         DeadLetter,

@@ -67,8 +67,8 @@ def test_it_says_that_nothing_does(admin_client: Client) -> None:
 
     (only,) = needs(admin_client.get(INDEX))
     assert only == (
-        "Needs you now Nothing: no breaker is open, no task has died in the last 15 minutes, every webhook receives,"
-        " and nothing is held."
+        "Needs you now Nothing: no breaker is open, no task has died in the last 15 minutes, no batch has failed lately"
+        " or is paused for long, every webhook receives, and nothing is held."
     )
 
 

@@ -1,0 +1,5 @@
+"""Batches on the console."""
+
+from batches.admin import batches, tasks
+
+__all__ = ["batches", "tasks"]
