@@ -284,7 +284,7 @@ def test_endpoints_that_hang_do_not_hold_up_the_others(
 def test_after_an_outage_others_may_first_record_what_they_have(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     one = a_sender(board)
     moments = [1000.0]
-    monkeypatch.setattr(sender.time, "monotonic", lambda: moments[0])
+    monkeypatch.setattr("webhooks.sender.time.monotonic", lambda: moments[0])
     make_delivery(state=State.SENDING, attempts=1, owner="another-node:7:7", lease_expires_at=LONG_AGO)
     record = results.record
 
