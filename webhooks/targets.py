@@ -51,7 +51,8 @@ NOT_PUBLIC = _networks(
 GIVEN_OUT = IPv6Network("2000::/3")  # everything else of IPv6 is special or nobody's
 LOOPBACK = _networks("127.0.0.0/8 ::1/128")
 
-COMPATIBLE, NAT64, LOCAL_NAT64, SIX_TO_FOUR, TEREDO = _networks("::/96 64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32")
+COMPATIBLE, TRANSLATED, NAT64, LOCAL_NAT64 = _networks("::/96 ::ffff:0:0:0/96 64:ff9b::/96 64:ff9b:1::/48")
+SIX_TO_FOUR, TEREDO = _networks("2002::/16 2001::/32")
 ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
 # Characters of RFC 3986; a browser and a client must not read two hosts out of one text.
@@ -284,7 +285,7 @@ def _carried(ip: Address) -> Iterator[IPv4Address]:
     if isinstance(ip, IPv4Address):
         return
     number = int(ip)
-    if ip in COMPATIBLE or ip in NAT64 or ip in LOCAL_NAT64 or number >> 32 & 0xFFFF_FFFF in ISATAP:
+    if _among(ip, (COMPATIBLE, TRANSLATED, NAT64, LOCAL_NAT64)) or number >> 32 & 0xFFFF_FFFF in ISATAP:
         yield _low(number)
     if ip in LOCAL_NAT64:
         # Longer prefixes inside it: around the eight bits that RFC 6052 leaves out, or behind them.

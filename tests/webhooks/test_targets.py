@@ -23,6 +23,7 @@ METADATA = words("""
 ::ffff:100.100.100.200 64:ff9b::a9fe:a9fe 64:ff9b::6464:64c8 64:ff9b:1::a9fe:a9fe 64:ff9b:1:a9fe:a9:fe00::
 64:ff9b:1:a9:fe:a9fe:: 64:ff9b:1:0:a9:fea9:fe00:0 2002:a9fe:a9fe:: 2002:a83f:8110::1 2001:0:a9fe:a9fe:0:0:5601:5601
 2001:0:808:808:0:0:5601:5601 fe80::1 fe80::a9fe:a9fe fd00:ec2::254 fd00:ec2::23 fd20:ce::254
+::ffff:0:a9fe:a9fe
 """)
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 PUBLIC = Rules()
