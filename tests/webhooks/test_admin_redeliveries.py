@@ -155,6 +155,7 @@ def test_what_cannot_be_is_refused_at_its_field(admin_client: Client, asked: dic
 
     assert list(response.context["span"].errors) == [field]
     assert response.context["form"] is None
+    assert "What comes again Choose a time, and it is counted." in text_of(response)
 
 
 def test_a_press_begins_what_the_page_has_counted(operator: Operator) -> None:

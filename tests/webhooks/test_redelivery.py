@@ -311,8 +311,8 @@ def test_a_webhook_has_only_so_many_that_have_not_ended(monkeypatch: pytest.Monk
     assert recover(webhook).state == "running"
 
 
-def test_a_node_has_only_so_many_that_have_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redelivery, "MOST_OPEN_IN_ALL", 2)
+def test_only_so_many_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redelivery, "MOST_RUNNING", 2)
     webhooks = [make_webhook() for _ in range(3)]
     for webhook in webhooks:
         failed(webhook)
@@ -320,6 +320,11 @@ def test_a_node_has_only_so_many_that_have_not_ended(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(TooManyRedeliveries):
         recover(webhooks[2])
+
+    # It stops, for its webhook is gone, and stands in nobody's way.
+    Webhook.objects.filter(pk=webhooks[0].pk).update(active=False, deleted_at=NOW)
+    tend(times=1)
+    assert recover(webhooks[2]).state == "running"
 
 
 @pytest.mark.parametrize(
