@@ -114,6 +114,13 @@ def await_completed(*, count: int, seconds: float = 600) -> dict[str, Any]:
     return {"done_at": done_at.timestamp()}
 
 
+def last_finish(*, batch: str) -> float:
+    """Return when the last task of a batch finished, in seconds of the epoch."""
+    last = Task.objects.filter(gate__key=batch).order_by("-finished_at").values_list("finished_at", flat=True).first()
+    assert last is not None
+    return last.timestamp()
+
+
 def add_event_schedules(*, event: str, count: int, handler: str) -> None:
     """Make schedules that all match one event, their runs beside each other."""
     Schedule.objects.bulk_create(
@@ -531,6 +538,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     for function in (
         drain,
         await_completed,
+        last_finish,
         add_event_schedules,
         add_policies,
         seen_open,

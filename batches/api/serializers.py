@@ -96,7 +96,6 @@ class BatchSubmission(StrictSerializer):
     tasks = ItemsField(
         child=BatchTaskInput(),
         max_length=MOST_TASKS,
-        required=False,
         help_text="In their order. At least one, unless the batch is open",
     )
     defaults = DefaultsField(required=False, max_bytes=MAX_BYTES)

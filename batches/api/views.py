@@ -136,7 +136,7 @@ class BatchViewSet(_BatchApi):
         now = database_now()
         batch = _folded(
             lambda: submission.submit(
-                body.get("tasks", []),
+                body["tasks"],
                 batch_id=body.get("batch_id", ""),
                 defaults=body.get("defaults"),
                 options=Options(**body.get("options", {})),

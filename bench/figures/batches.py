@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from bench import node
 from bench.effort import WORKERS, Effort
@@ -14,7 +15,7 @@ from bench.results import Figure, Target, over, over_pairs
 AT_LEAST = Target(0.8, "more")
 BATCHES = "/api/v2/tasks/batch"
 SMALL, LARGE = 1_000, 10_000
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.5
 READS = 10
 
 
@@ -48,26 +49,23 @@ def drained(
 def over_http(effort: Effort) -> Iterator[Figure]:
     """Batches of no-op tasks through the API of a node on SQLite: accepted, worked through, and read.
 
-    Worked through: from the first byte of the POST to the GET that says it is completed, ÷ what the same workers do
-    with as many single tasks that are on the queue already.
+    Worked through: from the first byte of the POST to the last finish, ÷ what the same workers do with as many single
+    tasks that are on the queue already.
     """
     accepted: list[float] = []
     read: list[float] = []
 
     def posted() -> float:
         with node.node(workers=WORKERS) as running:
-            caller = Caller(running.port, running.key())
-            followed(caller, "warm", 10)
-            seconds, took, reads = followed(caller, "large", LARGE)
-        accepted.append(took)
-        read.extend(reads)
-        return LARGE / seconds
+            followed(running, "warm", 10)
+            batch = followed(running, "large", LARGE)
+        accepted.append(batch.accepted_ms)
+        read.extend(batch.read_ms)
+        return LARGE / batch.seconds
 
-    small: list[float] = []
     with node.node(workers=WORKERS) as running:
-        caller = Caller(running.port, running.key())
-        followed(caller, "warm", 10)
-        small += [followed(caller, f"small-{number}", SMALL)[1] for number in range(effort.pick(20, 7))]
+        followed(running, "warm", 10)
+        small = [followed(running, f"small-{number}", SMALL).accepted_ms for number in range(effort.pick(20, 7))]
     pairs = effort.interleave(posted, lambda: drained(LARGE))
     yield over(f"batch of {SMALL:,} accepted", small, " ms", target=Target(300, "less"))
     yield over(f"batch of {LARGE:,} accepted", accepted, " ms", target=Target(2_500, "less"))
@@ -75,35 +73,39 @@ def over_http(effort: Effort) -> Iterator[Figure]:
     yield over(f"GET of a batch of {LARGE:,}", read, " ms", target=Target(50, "less"), what="requests")
 
 
-def followed(caller: Caller, name: str, count: int) -> tuple[float, float, list[float]]:
-    """Submit a batch and wait until it has completed.
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What became of a batch."""
 
-    Returns the seconds that took, the milliseconds until its 202, and those of some reads after its end.
-    """
-    body = {
-        "batch_id": name,
-        "tasks": [{"task_id": f"{name}-{number}"} for number in range(count)],
-        "defaults": {"handler": NOOP},
-    }
-    request, look = caller.post(BATCHES, body), caller.get(f"{BATCHES}/{name}")
-    return asyncio.run(_followed(caller.port, request, look))
+    accepted_ms: float  # until its 202
+    seconds: float  # until its last task had finished
+    read_ms: list[float]  # of some reads after its end
 
 
-async def _followed(port: int, request: bytes, look: bytes) -> tuple[float, float, list[float]]:
+def followed(running: node.Node, name: str, count: int) -> Followed:
+    """Submit a batch of no-op tasks and wait for its end."""
+    caller = Caller(running.port, running.key())
+    tasks = [{"task_id": f"{name}-{number}"} for number in range(count)]
+    request = caller.post(BATCHES, {"batch_id": name, "tasks": tasks, "defaults": {"handler": NOOP}})
+    began, accepted, reads = asyncio.run(_exchanged(running.port, request, caller.get(f"{BATCHES}/{name}")))
+    return Followed(accepted, float(running.inside("last_finish", batch=name)) - began, reads)
+
+
+async def _exchanged(port: int, request: bytes, look: bytes) -> tuple[float, float, list[float]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        began = time.monotonic()
-        await exchange(reader, writer, request)
-        accepted = time.monotonic()
-        while json.loads(await exchange(reader, writer, look))["status"] != "completed":
+        began = time.time()
+        accepted = await _took_ms(reader, writer, request)
+        while json.loads(await exchange(reader, writer, look))["ended_at"] is None:
             await asyncio.sleep(LOOK_SECONDS)
-        ended = time.monotonic()
-        await asyncio.sleep(1)  # until the clock has ended it and the node is at rest
-        reads = []
-        for _ in range(READS):
-            asked = time.monotonic()
-            await exchange(reader, writer, look)
-            reads.append((time.monotonic() - asked) * 1000)
+        await asyncio.sleep(1)  # the node is at rest
+        reads = [await _took_ms(reader, writer, look) for _ in range(READS)]
     finally:
         writer.close()
-    return ended - began, (accepted - began) * 1000, reads
+    return began, accepted, reads
+
+
+async def _took_ms(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> float:
+    asked = time.monotonic()
+    await exchange(reader, writer, request)
+    return (time.monotonic() - asked) * 1000
