@@ -46,6 +46,7 @@ class Batch(models.Model):
     created_by = models.CharField(max_length=150, blank=True)
     created_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True, blank=True)  # of its first task
+    last_due_at = models.DateTimeField(null=True, blank=True)  # of its tasks, if one of them is delayed
     # Since when, and beyond which count of tasks that ran, its pace is measured: anew after a pause and in each round.
     paced_at = models.DateTimeField(null=True, blank=True)
     paced_from = models.PositiveIntegerField(default=0)

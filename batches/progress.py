@@ -24,7 +24,7 @@ STATUSES = (SUBMITTED, IN_PROGRESS, PAUSED, *Batch.Ended.values)
 SHORTEST_MS = 1.0  # what a task costs that takes no time
 MEASURED = 1_000  # ended runs whose durations are believed
 PACE_FROM = 20  # tasks that have ended before their pace is believed
-LOOKED_AT = 10_000  # tasks of a batch that an estimate looks at
+LOOKED_AT = 1_000  # tasks of a batch that an estimate looks at
 
 # Through the index of the executing ones, a handful: the + keeps SQLite from one of the gate's members.
 RUNNING = (
@@ -144,7 +144,7 @@ def estimate(batch: Batch, progress: Progress, *, now: datetime) -> datetime | N
         needed = _by_durations(handlers, left, at_once)
     if needed is None:
         return None
-    return max(now + needed, last_due_at or now)
+    return max(filter(None, (now + needed, last_due_at, batch.last_due_at)))
 
 
 def _ahead(gate_id: int) -> tuple[dict[str, int], datetime | None]:

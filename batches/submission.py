@@ -128,6 +128,7 @@ def submit(
                     batch_id=name,
                     gate=gate,
                     total=len(new),
+                    last_due_at=_last_due(new, now),
                     open=is_open,
                     defaults=shared,
                     owner=owner[:200],
@@ -155,7 +156,8 @@ def add(batch: Batch, given: Sequence[Any], *, by: str, now: datetime) -> Batch:
         row, gate = lock(batch.pk)
         _refuse_closed(row, gate)
         row.total += len(new)
-        row.save(update_fields=("total",))
+        row.last_due_at = max(filter(None, (row.last_due_at, _last_due(new, now))), default=None)
+        row.save(update_fields=("total", "last_due_at"))
         _enqueue(gate, new, now=now)
         trail.record("batch.added", f"batch:{row.batch_id}", after={"added": len(new)}, by=by, now=now)
         return row
@@ -202,6 +204,11 @@ def _check_count(given: Sequence[Any], *, may_be_empty: bool) -> None:
             f"Must have at most {MOST_TASKS:,} items, not {len(given):,}",
             "Submit the batch open and add the others in further calls",
         )
+
+
+def _last_due(new: Sequence[NewTask], now: datetime) -> datetime | None:
+    last = max((each.due_at for each in new), default=now)
+    return last if last > now else None
 
 
 def _refuse_closed(batch: Batch, gate: Gate) -> None:

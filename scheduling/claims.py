@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from django.db import connection
+from django.db import connection, transaction
 
 from k1node.lib import sql, wake
 from scheduling import gates, parking
@@ -153,7 +153,7 @@ def controls(claim: Claim) -> tuple[str, str] | None:
 
 
 def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
-    """Return unstarted claims to the queue, nothing spent; return how many were still held. Needs a transaction.
+    """Return unstarted claims to the queue, nothing spent; return how many were still held.
 
     With `solo` they will never be bundled again.
     """
@@ -161,8 +161,8 @@ def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
         return 0
     alone = ", solo = true" if solo else ""
     gate_ids = {claim.gate_id for claim in claims if claim.gate_id is not None}
-    locked = gates.lock(gate_ids) if gate_ids else {}  # before the tasks
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
+        locked = gates.lock(gate_ids) if gate_ids else {}  # before the tasks
         cursor.execute(
             # A pause that was asked for before the run began is kept by not beginning.
             "UPDATE scheduling_task SET status = CASE WHEN control = 'pause' THEN 'paused' ELSE 'queued' END,"
@@ -173,7 +173,7 @@ def give_back(claims: Sequence[Claim], *, solo: bool = False) -> int:
             [value for claim in claims for value in (claim.id, claim.fence)],
         )
         count: int = cursor.rowcount
-    gates.given_back(locked.values())
+        gates.given_back(locked.values())
     wake.tell()
     return count
 

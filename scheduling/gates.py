@@ -32,13 +32,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from django.db import connection
 from django.db.models import QuerySet
 
 from k1node.lib import sql, wake
 from scheduling import parking
-from scheduling.models import ACTIVE, FailureRule, Gate, GateKind, OverlapPolicy, Schedule, Task, TaskStatus
+from scheduling.models import ACTIVE, FailureRule, Gate, GateKind, GateTally, OverlapPolicy, Schedule, Task, TaskStatus
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +113,26 @@ def _take_tallies(gates: dict[int, Gate], pks: Sequence[int]) -> None:
         )
         found = cursor.fetchall()
     for gate_id, returned, *ended in found:
-        gate = gates[gate_id]
-        gate.in_flight = max(0, gate.in_flight - returned - sum(ended))
-        gate.waiting += returned
-        for name, count in zip(FINALS, ended, strict=True):
-            setattr(gate, name, getattr(gate, name) + count)
+        _add(gates[gate_id], returned, ended)
     for gate_id in {row[0] for row in found}:
         save(gates[gate_id])
+
+
+def with_tallies(gates: Iterable[Gate]) -> None:
+    """Add what workers have counted to gates that were read without a lock, to be shown and not saved."""
+    by_pk = {gate.pk: gate for gate in gates if may_bundle(gate)}
+    if by_pk:
+        for gate_id, returned, *ended in GateTally.objects.filter(gate__in=by_pk).values_list(
+            "gate_id", "returned", *FINALS
+        ):
+            _add(by_pk[gate_id], returned, ended)
+
+
+def _add(gate: Gate, returned: int, ended: Sequence[int]) -> None:
+    gate.in_flight = max(0, gate.in_flight - returned - sum(ended))
+    gate.waiting += returned
+    for name, count in zip(FINALS, ended, strict=True):
+        setattr(gate, name, getattr(gate, name) + count)
 
 
 def in_flight(gate: Gate) -> QuerySet[Task]:
@@ -289,15 +303,16 @@ def settled_sharing(
     names = ("returned", *FINALS)
     marks = ", ".join(["%s"] * (2 + len(names)))
     added = ", ".join(f"{name} = t.{name} + excluded.{name}" for name in names)
+    values: list[Any] = [
+        value
+        for gate_id, count in sorted(counts.items())
+        for value in (gate_id, worker[:80], *(count[name] for name in names))
+    ]
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO scheduling_gatetally AS t (gate_id, worker, {', '.join(names)})"
             f" VALUES {', '.join([f'({marks})'] * len(counts))} ON CONFLICT (gate_id, worker) DO UPDATE SET {added}",
-            [
-                value
-                for gate_id, count in sorted(counts.items())
-                for value in (gate_id, worker[:80], *(count[name] for name in names))
-            ],
+            values,
         )
 
 

@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from k1node.lib import admin_display as display
 from k1node.lib.admin_base import OPERATE, RECORDS, ReadOnlyAdmin
 from k1node.lib.admin_paging import WINDOW, Keyset, KeysetAdmin, TextFilter
-from scheduling import nodes
+from scheduling import gates, nodes
 from scheduling.admin import figures, logs
 from scheduling.admin.tasks import ScheduleFilter, schedule_of
 from scheduling.models import (
@@ -260,6 +260,7 @@ class GateAdmin(WindowedAdmin):
     most = display.column("limit in flight", lambda row: "none" if row.limit is None else str(row.limit))
 
     def attach(self, rows: list[Gate]) -> None:
+        gates.with_tallies(rows)
         names = figures.names_of(_schedule_of(row) for row in rows)
         for row in rows:
             row.schedule_text = names.get(_schedule_of(row))  # type: ignore[attr-defined]
@@ -356,6 +357,17 @@ class MinuteCounterAdmin(ReadOnlyAdmin):
         "retries",
     )
     at = display.column("minute", lambda row: display.moment(row.minute) if row.minute > EPOCH else "older, together")
+
+
+@admin.register(GateTally)
+class GateTallyAdmin(ReadOnlyAdmin):
+    summary = "What single workers have counted on a batch's gate; the list of gates adds it up"
+    list_display = ("gate", "worker", "completed", "failed", "skipped", "cancelled", "returned")
+    list_select_related = ("gate",)
+    ordering = ("gate_id", "worker")
+    show_full_result_count = False
+    sortable_by = ()
+    fields = list_display
 
 
 @admin.register(ScheduleTally)

@@ -57,11 +57,7 @@ def bundle(head: Sequence[tuple[str, bool]]) -> int:
 def whole(pk: int) -> Gate:
     """Return a gate with what its workers have counted; they are left as they are."""
     gate = Gate.objects.get(pk=pk)
-    for tally in gate.tallies.all():
-        gate.in_flight -= tally.returned + sum(getattr(tally, name) for name in gates.FINALS)
-        gate.waiting += tally.returned
-        for name in gates.FINALS:
-            setattr(gate, name, getattr(gate, name) + getattr(tally, name))
+    gates.with_tallies([gate])
     return gate
 
 

@@ -153,6 +153,7 @@ def rows() -> dict[type[models.Model], models.Model]:
         Node: Node.objects.create(node_id=uuid.uuid4(), hostname=HOSTILE, started_at=NOW, beat_at=NOW),
         MinuteCounter: MinuteCounter.objects.create(minute=NOW, policy="standard", worker=HOSTILE),
         ScheduleTally: ScheduleTally.objects.create(schedule=schedule, shard=0, completed=2),
+        GateTally: GateTally.objects.create(gate=make_gate(kind=GateKind.BATCH), worker=HOSTILE, completed=2),
         Event: Event.objects.get(),
         ApiKey: key,
         IdempotentAnswer: IdempotentAnswer.objects.create(

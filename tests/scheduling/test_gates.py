@@ -209,3 +209,129 @@ def test_an_earlier_run_that_is_given_back_at_this_moment_is_ended_all_the_same(
     given[0].result(5)
     task.refresh_from_db()
     assert (task.status, task.control) == (TaskStatus.QUEUED, "cancel")  # which the next claim keeps
+
+
+# --- gates of batches -------------------------------------------------------------------------------------------
+
+
+def batch_gate(**fields: Any) -> Gate:
+    return make_gate(kind=GateKind.BATCH, **fields)
+
+
+def test_a_spent_gate_releases_nothing_until_one_of_its_tasks_is_retried() -> None:
+    gate = batch_gate(limit=1, in_flight=1, waiting=1, spent=True)
+    waiting(gate)
+    locked = gates.lock([gate.pk])[gate.pk]
+    assert gates.release(locked, now=NOW) == 0
+
+    gates.replace(locked, [], 0)
+
+    assert (locked.spent, locked.reopened) == (False, True)
+
+
+def test_a_failure_under_a_rule_that_ends_running_ones_asks_them_but_those_that_a_person_ends() -> None:
+    gate = batch_gate(in_flight=3, on_failure=FailureRule.CANCEL_RUNNING)
+    runs, skipped = (
+        make_task(gate=gate, status=TaskStatus.EXECUTING, control=control, control_reason="")
+        for control in ("", "skip")
+    )
+
+    end(gate, TaskStatus.FAILED)
+
+    for task, control in ((runs, "cancel"), (skipped, "skip")):
+        task.refresh_from_db()
+        assert task.control == control
+
+
+def test_what_comes_back_to_a_limited_gate_makes_room_for_what_is_due() -> None:
+    gate = batch_gate(limit=1, in_flight=1, waiting=1)
+    back = make_task(gate=gate, status=TaskStatus.SCHEDULED, due_at=NOW + timedelta(minutes=1))
+    following = waiting(gate)
+
+    gates.settled(gates.lock([gate.pk]), [], again=[(gate.pk, back.pk)], now=NOW)
+
+    back.refresh_from_db()
+    following.refresh_from_db()
+    assert (back.status, back.blocked_on_id, following.status) == (TaskStatus.BLOCKED, gate.pk, TaskStatus.QUEUED)
+    assert counts(gate) == (1, 1)
+
+
+def test_a_closed_gate_takes_back_all_but_what_runs_or_a_person_has_paused() -> None:
+    gate = batch_gate(in_flight=5)
+    door = make_gate(kind=GateKind.BREAKER, closed=True)
+    for status in (TaskStatus.QUEUED, TaskStatus.SCHEDULED, TaskStatus.EXECUTING, TaskStatus.PAUSED):
+        make_task(gate=gate, status=status)
+    make_task(gate=gate, status=TaskStatus.BLOCKED, blocked_on=door)
+    locked = gates.lock([gate.pk])[gate.pk]
+
+    assert gates.pull_back(locked) == 3
+
+    assert (locked.waiting, locked.in_flight) == (3, 2)
+    assert Task.objects.filter(blocked_on=gate).count() == 3
+
+
+def test_what_workers_count_side_by_side_is_added_by_whoever_locks_the_gate() -> None:
+    gate = batch_gate(in_flight=4)
+    for worker in ("a", "b"):
+        gates.settled_sharing(gates.share([gate.pk]), [(gate.pk, TaskStatus.COMPLETED)], worker=worker)
+    gates.settled_sharing(gates.share([gate.pk]), [(gate.pk, TaskStatus.FAILED)], worker="a")
+    assert counts(gate) == (0, 4)
+    shown = Gate.objects.get(pk=gate.pk)
+    gates.with_tallies([shown])
+    assert (shown.in_flight, shown.completed, shown.failed) == (1, 2, 1)
+
+    locked = gates.lock([gate.pk])[gate.pk]
+
+    assert (locked.in_flight, locked.completed, locked.failed) == (1, 2, 1)
+    assert counts(gate) == (0, 1)
+    assert not gate.tallies.exists()
+
+
+def test_what_comes_back_to_a_closed_gate_that_is_shared_waits_behind_it() -> None:
+    gate = batch_gate(in_flight=1, closed=True)
+    back = make_task(gate=gate)
+
+    gates.settled_sharing(gates.share([gate.pk]), [], again=[(gate.pk, back.pk)], worker="a")
+
+    back.refresh_from_db()
+    locked = gates.lock([gate.pk])[gate.pk]
+    assert (back.status, locked.waiting, locked.in_flight) == (TaskStatus.BLOCKED, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"limit": 3}, id="limit"),
+        pytest.param({"ordered": True}, id="order"),
+        pytest.param({"on_failure": FailureRule.CANCEL_WAITING}, id="rule"),
+    ],
+)
+def test_a_gate_on_which_an_end_has_consequences_is_not_shared(fields: dict[str, Any]) -> None:
+    gate = batch_gate(**fields)
+
+    assert not gates.may_bundle(gate)
+    assert gates.share([gate.pk]) == {}
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_those_who_share_a_gate_exclude_only_whoever_locks_it(rival: Rival) -> None:
+    gate = batch_gate(in_flight=1)
+
+    def shared() -> None:
+        with transaction.atomic():
+            gates.share([gate.pk])
+
+    def locked() -> int:
+        with transaction.atomic():
+            return gates.lock([gate.pk])[gate.pk].completed
+
+    with transaction.atomic():
+        held = gates.share([gate.pk])
+        rival.do(shared)
+        waits = rival.start(locked)
+        time.sleep(0.2)
+        assert not waits.done()
+        gates.settled_sharing(held, [(gate.pk, TaskStatus.COMPLETED)], worker="a")
+
+    assert waits.result(10) == 1
