@@ -279,15 +279,6 @@ def _schedule_of(gate: Gate) -> int:
     return int(gate.key) if gate.kind == GateKind.OVERLAP and gate.key.isdecimal() else 0
 
 
-@admin.register(GateTally)
-class GateTallyAdmin(KeysetAdmin):
-    summary = "What workers have counted on a gate since its own counts were written"
-    list_display = ("tally", "completed", "failed", "skipped", "cancelled", "returned")
-    list_display_links = ("tally",)
-    fields = ("tally", "worker", "completed", "failed", "skipped", "cancelled", "returned")
-    tally = display.column("tally", str)
-
-
 @admin.register(Node)
 class NodeAdmin(ReadOnlyAdmin):
     section = OPERATE
