@@ -182,7 +182,7 @@ def rows() -> dict[type[models.Model], models.Model]:
 
 
 def batch_rows() -> dict[type[models.Model], models.Model]:
-    """Return an open batch that is paused, with a task that has failed, and what a worker has counted on it."""
+    """Return an open batch that is paused, with a task that has failed as one worker has counted."""
     batch = make_batch(
         batch_id=HOSTILE,
         open=True,
@@ -194,9 +194,9 @@ def batch_rows() -> dict[type[models.Model], models.Model]:
         paused_by=HOSTILE,
     )
     make_task(gate=batch.gate, task_id=HOSTILE, handler=HOSTILE, status=TaskStatus.FAILED, last_error=HOSTILE)
-    tally = GateTally.objects.create(gate=batch.gate, worker=HOSTILE, failed=1)
+    GateTally.objects.create(gate=batch.gate, worker=HOSTILE, failed=1)
     trail.record("batch.paused", f"batch:{HOSTILE}", reason=HOSTILE, by=HOSTILE, now=NOW)
-    return {Batch: batch, GateTally: tally}
+    return {Batch: batch}
 
 
 def webhook_rows() -> dict[type[models.Model], models.Model]:

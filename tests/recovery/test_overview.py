@@ -90,7 +90,7 @@ def test_twenty_are_named_at_the_same_cost_as_one(admin_client: Client) -> None:
     assert len(needs(response)) == 20
     assert "And more breakers that are open" in response.content.decode()
     # session, user, hold, breakers, what waits, dead letters, webhooks, redrives, recent actions
-    assert (queries(), one) == (one, 9)
+    assert (queries(), one) == (one, 11)
 
 
 def test_who_may_not_see_breakers_is_told_of_the_hold_alone(operator: Callable[..., Client]) -> None:
