@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -40,3 +41,37 @@ def test_the_design_s_example_runs(node: RunningNode) -> None:
     (orders,) = (node.data / "exports").glob("orders-*.json")
     assert users.read_text().startswith("task_id,")
     assert {"export-1", "export-2"} <= {task["task_id"] for task in json.loads(orders.read_text())}
+
+
+def test_counts_of_ten_thousand_are_exact_though_cluster_and_clock_are_killed(
+    node: RunningNode,
+) -> None:
+    count = 10_000
+    tasks = [{"task_id": f"n-{number}"} for number in range(count)]
+    node.call("POST", "/tasks/batch", {"batch_id": "many", "defaults": {"handler": "python:noop"}, "tasks": tasks})
+
+    def progress() -> dict[str, Any]:
+        return node.call("GET", "/tasks/batch/many")["progress"]  # type: ignore[no-any-return]
+
+    until(lambda: progress()["completed"] > 500, what="the first few hundred")
+    node.named("cluster").kill()
+    node.named("clock").kill()
+    middle = progress()
+
+    ended = until(
+        lambda: (seen := node.call("GET", "/tasks/batch/many"))["ended_at"] and seen, within=180, what="the end"
+    )
+    assert middle["completed"] < count
+    assert (ended["status"], ended["progress"]) == (
+        "completed",
+        {"total": count, "completed": count}
+        | dict.fromkeys(("failed", "skipped", "cancelled", "in_progress", "waiting"), 0),
+    )
+    told = node.command(
+        "shell",
+        "-v0",
+        "-c",
+        "from k1node.events.models import Event; print(*Event.objects.filter(name__startswith='batch.', "
+        "data__batch_id='many').values_list('name', flat=True))",
+    )
+    assert told.split() == ["batch.completed"]

@@ -3,7 +3,9 @@
 import os
 import signal
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -83,6 +85,84 @@ def test_runs_of_a_schedule_never_overlap_on_two_nodes(nodes: tuple[RunningNode,
     assert 2 <= queued < 20
     assert words == ["start", "end"] * queued
     assert second.has_status("one-at-a-time", "completed", "executing")
+
+
+def jobs(file: Path, count: int, seconds: float = 0.1) -> list[dict[str, object]]:
+    return [
+        {"handler": "bash job.sh", "parameters": {"file": str(file), "seconds": seconds, "number": number}}
+        for number in range(count)
+    ]
+
+
+def most_at_once(file: Path) -> int:
+    """Return how many of the jobs that tell this file about their lives have run at the same time."""
+    words = [line.split()[0] for line in file.read_text().splitlines()]
+    return max(accumulate(1 if word == "start" else -1 for word in words))
+
+
+def end_of(node: RunningNode, batch_id: str) -> dict[str, Any]:
+    """Return the batch once it has ended."""
+    found: dict[str, Any] = until(
+        lambda: (seen := node.call("GET", f"/tasks/batch/{batch_id}"))["ended_at"] and seen,
+        within=90,
+        what=f"the end of {batch_id}",
+    )
+    return found
+
+
+def test_a_batch_runs_one_by_one_in_its_order_on_two_nodes(
+    nodes: tuple[RunningNode, RunningNode], tmp_path: Path
+) -> None:
+    first, second = nodes
+    tasks = [
+        {"task_id": f"step-{number}", "handler": "bash told.sh", "parameters": {"file": str(tmp_path / "told")}}
+        for number in range(20)
+    ]
+    for node in nodes:
+        (node.root / "told.sh").write_text('echo "$K1_TASK_ID" >> "$K1_PARAM_FILE"; sleep 0.05\n')
+
+    first.call("POST", "/tasks/batch", {"batch_id": "in-order", "tasks": tasks, "options": {"parallel": False}})
+
+    assert end_of(second, "in-order")["progress"]["completed"] == 20
+    assert (tmp_path / "told").read_text().split() == [f"step-{number}" for number in range(20)]
+
+
+def test_two_nodes_together_keep_to_the_limit_of_a_batch(
+    nodes: tuple[RunningNode, RunningNode], tmp_path: Path
+) -> None:
+    first, second = nodes
+    file = tmp_path / "runs"
+
+    first.call(
+        "POST", "/tasks/batch", {"batch_id": "limited", "tasks": jobs(file, 24), "options": {"max_concurrent": 3}}
+    )
+
+    assert end_of(second, "limited")["progress"]["completed"] == 24
+    assert most_at_once(file) == 3
+
+
+def test_after_a_failure_nothing_of_a_batch_starts_on_either_node(
+    nodes: tuple[RunningNode, RunningNode], tmp_path: Path
+) -> None:
+    first, second = nodes
+    file = tmp_path / "runs"
+    for node in nodes:
+        (node.root / "fail.sh").write_text("sleep 0.3; exit 78\n")  # which is final
+    tasks = [*jobs(file, 4, 0.1), {"handler": "bash fail.sh"}, *jobs(file, 200, 0.1)]
+
+    second.call(
+        "POST",
+        "/tasks/batch",
+        {"batch_id": "fragile", "tasks": tasks, "options": {"fail_fast": True, "max_concurrent": 4}},
+    )
+
+    ended = end_of(first, "fragile")
+    counts = ended["progress"]
+    starts = [line for line in file.read_text().splitlines() if line.startswith("start")]
+    assert (ended["status"], counts["total"], counts["failed"]) == ("failed", 205, 1)
+    assert counts["cancelled"] > 100
+    assert counts["completed"] + counts["failed"] + counts["cancelled"] == 205
+    assert len(starts) == counts["completed"]
 
 
 def test_when_one_node_is_gone_the_other_runs_its_tasks(nodes: tuple[RunningNode, RunningNode], tmp_path: Path) -> None:
