@@ -125,11 +125,14 @@ def _check_timeout(given: object) -> None:
         )
 
 
-def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: datetime) -> list[Task | K1NodeError]:
+def make(
+    wanted: Sequence[Ready], by: By, *, only_pending: bool = False, unless_spent: bool = False, now: datetime
+) -> list[Task | K1NodeError]:
     """Queue the tasks once more; return the new task of each, or why there is none. Needs a transaction.
 
     A run of a schedule goes through the schedule's overlap policy. With `only_pending` the task needs a pending dead
     letter, and a run of a schedule waits for its turn: an overlap policy neither leaves it out nor ends another for it.
+    With `unless_spent` a batch that a failure or a cancellation has ended stays ended.
     """
     letters = _locked_letters(each.task.pk for each in wanted)
     schedules = _locked_schedules(each.task.schedule_id for each in wanted)
@@ -151,6 +154,9 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
         try:
             task = _retryable(each, rows, letters.get(each.task.pk), living, only_pending=only_pending)
             root = rows.get(task.origin_id or 0, task)
+            batch = places.gate_of(root)
+            if unless_spent and batch is not None and batch.spent:
+                raise Impossible("Its batch has been ended since")
             task_id = numbers.next(root)
             schedule = schedules.get(task.schedule_id or 0)
             gate = gate_of.get(schedule.pk) if schedule else None
@@ -158,7 +164,7 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
         except K1NodeError as error:
             answers.append(error)
             continue
-        made = _new_task(each, task, root, task_id, admission, places.gate_of(root), by, now)
+        made = _new_task(each, task, root, task_id, admission, batch, by, now)
         living[root.pk] = made.task_id
         places.take(root)
         new[place] = made

@@ -6,6 +6,7 @@ from batches import progress, steering, submission, upkeep
 from batches.models import Batch
 from batches.steering import BatchRefuses, NothingToRetry
 from batches.submission import NotOpen
+from k1node.operations import jobs
 from k1node.operations.models import Operation
 from recovery import dead_letters, interventions, supervision
 from recovery.models import DeadLetter
@@ -310,6 +311,24 @@ def test_a_batch_that_failed_fast_retries_what_its_rule_has_cancelled_in_order()
 
     assert counts(batch) == {"in_flight": 1, "waiting": 1, "completed": 1, "cancelled": 1}
     assert work(2) == ["t1-retry-1", "t2-retry-1"]
+
+
+def test_a_failure_among_the_retries_of_a_batch_that_fails_fast_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "AT_ONCE", 1)
+    batch = submit(3, fail_fast=True)
+    settle(claim(3), FAILED)
+    clock()
+    job = steering.retry_failed(batch, ANA, now=NOW)
+    jobs.tend({steering.RETRY_FAILED.name: steering.RETRY_FAILED}, now=NOW)
+    assert work(1, FAILED) == ["t0-retry-1"]
+
+    clock()
+
+    assert claim() == []
+    assert counts(batch) == {"failed": 3}
+    job.refresh_from_db()
+    assert (job.state, job.done, job.refused) == (Operation.State.COMPLETED, 1, 2)
+    assert [end["status"] for end in ends()] == ["failed", "failed"]
 
 
 def test_there_must_be_something_to_retry() -> None:
