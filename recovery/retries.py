@@ -358,10 +358,15 @@ class _Places:
     def __init__(self, wanted: Sequence[Ready]) -> None:
         """Lock the gates, before any task."""
         roots = {each.task.origin_id or each.task.pk for each in wanted}
-        members = Task.objects.filter(Q(pk__in=roots) | Q(origin__in=roots), gate__kind=GateKind.BATCH)
-        found = dict(members.values_list("pk", "gate_id"))
+        # Not joined with the gates: SQLite would begin with those of all batches, and read all of their tasks.
+        rows = Task.objects.filter(Q(pk__in=roots) | Q(origin__in=roots)).values_list("pk", "gate_id")
+        gate_of = {pk: gate_id for pk, gate_id in rows if gate_id is not None}
+        batches = set(
+            Gate.objects.filter(pk__in=set(gate_of.values()), kind=GateKind.BATCH).values_list("pk", flat=True)
+        )
+        found = {pk: gate_id for pk, gate_id in gate_of.items() if gate_id in batches}
         self.holders = list(found)
-        self._gates = gates.lock(gate_id for gate_id in found.values() if gate_id is not None)
+        self._gates = gates.lock(found.values())
         self._held: dict[int, Task] = {}  # by the original
         self._left: dict[int, list[Task]] = {}  # by the gate
 

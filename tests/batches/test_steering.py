@@ -1,6 +1,9 @@
 """What people do to batches, and to single tasks of them."""
 
+from typing import Any
+
 import pytest
+from django.db import connection
 
 from batches import progress, steering, submission, upkeep
 from batches.models import Batch
@@ -29,6 +32,7 @@ from tests.batches.running import (
     submit,
     work,
 )
+from tests.databases import only_sqlite
 from tests.factories import NOW, make_policy
 
 pytestmark = pytest.mark.django_db
@@ -352,6 +356,27 @@ def test_a_cancellation_ends_the_retries_too() -> None:
     assert (job.state, job.said) == (Operation.State.STOPPED, "The batch was cancelled")
     assert counts(batch) == {"failed": 2}
     assert [end["status"] for end in ends()] == ["failed", "cancelled"]
+
+
+@only_sqlite  # PostgreSQL decides by figures, and these tables are empty
+def test_retries_read_no_other_tasks_of_batches() -> None:
+    batch = submit(20)
+    work(20, FAILED)
+    steering.retry_failed(batch, ANA, now=NOW)
+    plans: list[str] = []
+
+    def explained(execute: Any, query: str, values: Any, *rest: Any) -> Any:
+        if query.startswith("SELECT"):
+            with connection.cursor() as cursor:
+                cursor.cursor.execute(f"EXPLAIN QUERY PLAN {query}".replace("%s", "?"), values)
+                plans.extend(row[-1] for row in cursor.cursor.fetchall())
+        return execute(query, values, *rest)
+
+    with connection.execute_wrapper(explained):
+        jobs.tend({steering.RETRY_FAILED.name: steering.RETRY_FAILED}, now=NOW)
+
+    assert any("task_origin" in plan for plan in plans)
+    assert not [plan for plan in plans if "task_gate" in plan or "SCAN scheduling_task" in plan]
 
 
 # --- the rule of failures ---------------------------------------------------------------------------------------
