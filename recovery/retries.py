@@ -1,7 +1,7 @@
 """New tasks for tasks that have ended: what a retry by hand and the resubmission of dead letters share.
 
 ready() checks, outside any transaction, that such tasks could run. make() then does it for any number of tasks, in the
-caller's transaction and in a fixed number of statements: lock (dead letters, schedules, gates, tasks with their
+caller's transaction and in a fixed number of statements: lock (dead letters, schedules, doors, gates, tasks with their
 originals, each in the order of their keys), admit, number, enqueue, and write down what was done. A task that cannot
 be retried leaves the others alone: its answer is the reason.
 
@@ -28,7 +28,7 @@ from k1node.lib.errors import Conflict, FieldInvalid, K1NodeError, NotFound
 from recovery import records
 from recovery.models import DeadLetter, Intervention
 from recovery.records import By, Done
-from scheduling import gates, handlers, queue, tasks
+from scheduling import gates, handlers, parking, queue, tasks
 from scheduling.gates import Admission
 from scheduling.models import ACTIVE, FINISHED, Gate, GateKind, Schedule, Task, TaskStatus
 from scheduling.queue import NewTask
@@ -136,6 +136,8 @@ def make(
     """
     letters = _locked_letters(each.task.pk for each in wanted)
     schedules = _locked_schedules(each.task.schedule_id for each in wanted)
+    # The doors before the gates: a settlement that moves a breaker takes them so too.
+    parking.closed_doors(each.task.circuit_breaker for each in wanted)
     gate_of = gates.overlap_gates(list(schedules.values()))
     places = _Places(wanted)
     rows = _locked_tasks(

@@ -1,20 +1,23 @@
 """What people do to batches, and to single tasks of them."""
 
+import time
+from threading import Event
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from batches import progress, steering, submission, upkeep
 from batches.models import Batch
 from batches.steering import BatchRefuses, NothingToRetry
-from batches.submission import NotOpen
+from batches.submission import NotOpen, Options
+from k1node.lib import sql
 from k1node.operations import jobs
 from k1node.operations.models import Operation
 from recovery import dead_letters, interventions, supervision
 from recovery.models import DeadLetter
 from recovery.retries import Changes
-from scheduling import claims, gates
+from scheduling import claims, gates, parking
 from scheduling.models import Control, Gate, Task, TaskStatus
 from tests.batches.running import (
     AGAIN,
@@ -32,7 +35,7 @@ from tests.batches.running import (
     submit,
     work,
 )
-from tests.databases import only_sqlite
+from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, make_policy
 
 pytestmark = pytest.mark.django_db
@@ -486,3 +489,41 @@ def test_an_open_batch_does_not_end_before_it_is_closed() -> None:
 
     assert ends()[0]["status"] == "completed"
     assert Batch.objects.get().ended_at == NOW
+
+
+# --- two at the same moment -------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+@pytest.mark.parametrize("verb", ["add", "retry"])
+def test_new_tasks_do_not_get_in_each_others_way_with_an_end_that_moves_their_breaker(
+    verb: str, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [{"task_id": "t0", "handler": "python:noop", "circuit_breaker": "x"}]
+    batch = submission.submit(
+        tasks, batch_id="b", options=Options(max_concurrent=1), is_open=True, owner="key:1", by="ana", now=NOW
+    )
+    settle(claim(), FAILED)
+    door = parking.make_doors(["x"])["x"]
+    parking.set_door(door.pk, closed=True, generation=1)
+    # A deadlock would be resolved and what was ended of it repeated; here it is an error.
+    monkeypatch.setattr(sql, "is_retryable", lambda error: False)
+    has_door = Event()
+
+    def end_of_a_probe() -> None:
+        with transaction.atomic():
+            parking.set_door(door.pk, closed=False, generation=2)
+            has_door.set()
+            time.sleep(0.3)
+            gates.lock([batch.gate_id])
+
+    probe = rival.start(end_of_a_probe)
+    assert has_door.wait(5)
+    if verb == "add":
+        submission.add(batch, [{**tasks[0], "task_id": "t1"}], by="ana", now=NOW)
+    else:
+        interventions.retry(task("t0"), ANA, now=NOW)
+
+    probe.result(10)
+    assert Task.objects.filter(gate=batch.gate_id).exclude(status=TaskStatus.FAILED).exists()
