@@ -57,13 +57,18 @@ def read_defaults(raw: Any) -> dict[str, Any]:
 
 
 def read(raw: Sequence[Any], defaults: Mapping[str, Any], by: str, *, now: datetime) -> list[NewTask]:
-    """Return the items as new tasks, without a gate; raises InvalidRequest naming every bad one."""
+    """Return the items as new tasks, without a gate; raises InvalidRequest naming every bad one.
+
+    Once the parameters are too much together, what comes after is not looked at.
+    """
     reader = _Reader(defaults, by, now)
     items: list[NewTask] = []
     for place, each in enumerate(raw):
         item = reader.plain(each) or reader.exact(place, each)
         if item is not None:
             items.append(item)
+        if reader.is_full:
+            break  # what is left would be made only to be refused, a thousand times the request's own size
     if reader.problems:
         raise InvalidRequest(details=tuple(reader.problems))
     return items
@@ -165,6 +170,10 @@ class _Reader:
             tasks.breaker_of(handler, values.get("circuit_breaker", "")),
             created_by=self._by,
         )
+
+    @property
+    def is_full(self) -> bool:
+        return self._stored > MOST_STORED
 
     def _new_id(self) -> str:
         self._made += 1

@@ -144,7 +144,8 @@ def retry_failed(batch: Batch, by: By, *, now: datetime) -> Operation:
         job = jobs.start(job.operation_id, KIND, by.name, now=now)
         row.retry_job = job.operation_id
         row.save(update_fields=("retry_job",))
-        upkeep.begin_round(row, gate, now=now)
+        gate.spent = False
+        upkeep.begin_round(row, gate, now=now)  # which saves the gate
         _record("retried", row, by, after={"tasks": job.total, "job": job.operation_id}, now=now)
         return job
 
@@ -165,7 +166,8 @@ def _perform(job: Operation, subjects: Sequence[int], now: datetime) -> list[Ans
     made = dict(
         zip(
             (task.pk for task in found),
-            retries.make(retries.ready(found, Changes()), by, now=now),
+            # One that fails while the job goes on ends the others of a batch that fails fast, those to come too.
+            retries.make(retries.ready(found, Changes()), by, unless_spent=True, now=now),
             strict=True,
         )
     )

@@ -21,7 +21,7 @@ from k1node.audit import trail
 from k1node.lib import sql
 from k1node.lib.errors import Conflict, Detail, FieldInvalid, NotFound
 from k1node.lib.ids import prefixed
-from scheduling import gates, queue, tasks
+from scheduling import gates, parking, queue, tasks
 from scheduling.models import FailureRule, Gate, GateKind
 from scheduling.queue import NewTask
 
@@ -153,6 +153,8 @@ def add(batch: Batch, given: Sequence[Any], *, by: str, now: datetime) -> Batch:
     _refuse_duplicates(given)
 
     def work() -> Batch:
+        # Before the gate: a settlement that moves a breaker takes its door first, too.
+        parking.closed_doors(each.circuit_breaker for each in new)
         row, gate = lock(batch.pk)
         _refuse_closed(row, gate)
         row.total += len(new)

@@ -55,9 +55,10 @@ CAME_BACK = (
 STARTED = (
     f"{_OF_GATES} batch.started_at IS NULL AND (gate.completed + gate.failed > 0"
     " OR EXISTS (SELECT 1 FROM scheduling_gatetally AS tally WHERE tally.gate_id = gate.id) OR gate.id IN"
+    # A handful: nothing here may lead SQLite to the index of all tasks that have a gate.
     " (SELECT task.gate_id"
     " FROM scheduling_task AS task WHERE task.status = 'executing' AND task.lease_expires_at IS NOT NULL"
-    " AND task.started_at IS NOT NULL AND task.gate_id IS NOT NULL)) LIMIT %s"
+    " AND task.started_at IS NOT NULL)) LIMIT %s"
 )
 OVER = (
     f"{_OF_GATES} NOT batch.open AND gate.waiting = 0 AND NOT gate.reopened"

@@ -1,7 +1,7 @@
 """New tasks for tasks that have ended: what a retry by hand and the resubmission of dead letters share.
 
 ready() checks, outside any transaction, that such tasks could run. make() then does it for any number of tasks, in the
-caller's transaction and in a fixed number of statements: lock (dead letters, schedules, gates, tasks with their
+caller's transaction and in a fixed number of statements: lock (dead letters, schedules, doors, gates, tasks with their
 originals, each in the order of their keys), admit, number, enqueue, and write down what was done. A task that cannot
 be retried leaves the others alone: its answer is the reason.
 
@@ -28,7 +28,7 @@ from k1node.lib.errors import Conflict, FieldInvalid, K1NodeError, NotFound
 from recovery import records
 from recovery.models import DeadLetter, Intervention
 from recovery.records import By, Done
-from scheduling import gates, handlers, queue, tasks
+from scheduling import gates, handlers, parking, queue, tasks
 from scheduling.gates import Admission
 from scheduling.models import ACTIVE, FINISHED, Gate, GateKind, Schedule, Task, TaskStatus
 from scheduling.queue import NewTask
@@ -125,14 +125,19 @@ def _check_timeout(given: object) -> None:
         )
 
 
-def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: datetime) -> list[Task | K1NodeError]:
+def make(
+    wanted: Sequence[Ready], by: By, *, only_pending: bool = False, unless_spent: bool = False, now: datetime
+) -> list[Task | K1NodeError]:
     """Queue the tasks once more; return the new task of each, or why there is none. Needs a transaction.
 
     A run of a schedule goes through the schedule's overlap policy. With `only_pending` the task needs a pending dead
     letter, and a run of a schedule waits for its turn: an overlap policy neither leaves it out nor ends another for it.
+    With `unless_spent` a batch that a failure or a cancellation has ended stays ended.
     """
     letters = _locked_letters(each.task.pk for each in wanted)
     schedules = _locked_schedules(each.task.schedule_id for each in wanted)
+    # The doors before the gates: a settlement that moves a breaker takes them so too.
+    parking.closed_doors(each.task.circuit_breaker for each in wanted)
     gate_of = gates.overlap_gates(list(schedules.values()))
     places = _Places(wanted)
     rows = _locked_tasks(
@@ -151,6 +156,9 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
         try:
             task = _retryable(each, rows, letters.get(each.task.pk), living, only_pending=only_pending)
             root = rows.get(task.origin_id or 0, task)
+            batch = places.gate_of(root)
+            if unless_spent and batch is not None and batch.spent:
+                raise Impossible("Its batch has been ended since")
             task_id = numbers.next(root)
             schedule = schedules.get(task.schedule_id or 0)
             gate = gate_of.get(schedule.pk) if schedule else None
@@ -158,7 +166,7 @@ def make(wanted: Sequence[Ready], by: By, *, only_pending: bool = False, now: da
         except K1NodeError as error:
             answers.append(error)
             continue
-        made = _new_task(each, task, root, task_id, admission, places.gate_of(root), by, now)
+        made = _new_task(each, task, root, task_id, admission, batch, by, now)
         living[root.pk] = made.task_id
         places.take(root)
         new[place] = made
@@ -352,10 +360,15 @@ class _Places:
     def __init__(self, wanted: Sequence[Ready]) -> None:
         """Lock the gates, before any task."""
         roots = {each.task.origin_id or each.task.pk for each in wanted}
-        members = Task.objects.filter(Q(pk__in=roots) | Q(origin__in=roots), gate__kind=GateKind.BATCH)
-        found = dict(members.values_list("pk", "gate_id"))
+        # Not joined with the gates: SQLite would begin with those of all batches, and read all of their tasks.
+        rows = Task.objects.filter(Q(pk__in=roots) | Q(origin__in=roots)).values_list("pk", "gate_id")
+        gate_of = {pk: gate_id for pk, gate_id in rows if gate_id is not None}
+        batches = set(
+            Gate.objects.filter(pk__in=set(gate_of.values()), kind=GateKind.BATCH).values_list("pk", flat=True)
+        )
+        found = {pk: gate_id for pk, gate_id in gate_of.items() if gate_id in batches}
         self.holders = list(found)
-        self._gates = gates.lock(gate_id for gate_id in found.values() if gate_id is not None)
+        self._gates = gates.lock(found.values())
         self._held: dict[int, Task] = {}  # by the original
         self._left: dict[int, list[Task]] = {}  # by the gate
 

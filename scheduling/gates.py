@@ -266,12 +266,12 @@ def settled(
             setattr(gate, name, getattr(gate, name) + count)
         if gate.on_failure != FailureRule.CONTINUE and ended[TaskStatus.FAILED]:
             gate.spent = True
-            if gate.on_failure == FailureRule.CANCEL_RUNNING:
-                end_running(gate, CANCELLED_BY_RULE)
         if gate_id in returned:
             _put_back(gate, returned[gate_id])
         if gate.spent:
             cancelled += end_idle(gate, why_spent(gate), now=now)
+        if gate.on_failure == FailureRule.CANCEL_RUNNING and ended[TaskStatus.FAILED]:
+            end_running(gate, CANCELLED_BY_RULE)  # last: what a worker has claimed meanwhile runs too
         release(gate, now=now)
         gate.save(update_fields=("spent", "waiting", "in_flight", *FINALS))
     return cancelled

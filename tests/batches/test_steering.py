@@ -1,16 +1,23 @@
 """What people do to batches, and to single tasks of them."""
 
+import time
+from threading import Event
+from typing import Any
+
 import pytest
+from django.db import connection, transaction
 
 from batches import progress, steering, submission, upkeep
 from batches.models import Batch
 from batches.steering import BatchRefuses, NothingToRetry
-from batches.submission import NotOpen
+from batches.submission import NotOpen, Options
+from k1node.lib import sql
+from k1node.operations import jobs
 from k1node.operations.models import Operation
 from recovery import dead_letters, interventions, supervision
 from recovery.models import DeadLetter
 from recovery.retries import Changes
-from scheduling import claims, gates
+from scheduling import claims, gates, parking
 from scheduling.models import Control, Gate, Task, TaskStatus
 from tests.batches.running import (
     AGAIN,
@@ -28,6 +35,7 @@ from tests.batches.running import (
     submit,
     work,
 )
+from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW, make_policy
 
 pytestmark = pytest.mark.django_db
@@ -312,6 +320,24 @@ def test_a_batch_that_failed_fast_retries_what_its_rule_has_cancelled_in_order()
     assert work(2) == ["t1-retry-1", "t2-retry-1"]
 
 
+def test_a_failure_among_the_retries_of_a_batch_that_fails_fast_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "AT_ONCE", 1)
+    batch = submit(3, fail_fast=True)
+    settle(claim(3), FAILED)
+    clock()
+    job = steering.retry_failed(batch, ANA, now=NOW)
+    jobs.tend({steering.RETRY_FAILED.name: steering.RETRY_FAILED}, now=NOW)
+    assert work(1, FAILED) == ["t0-retry-1"]
+
+    clock()
+
+    assert claim() == []
+    assert counts(batch) == {"failed": 3}
+    job.refresh_from_db()
+    assert (job.state, job.done, job.refused) == (Operation.State.COMPLETED, 1, 2)
+    assert [end["status"] for end in ends()] == ["failed", "failed"]
+
+
 def test_there_must_be_something_to_retry() -> None:
     batch = submit(1)
     work(1)
@@ -333,6 +359,27 @@ def test_a_cancellation_ends_the_retries_too() -> None:
     assert (job.state, job.said) == (Operation.State.STOPPED, "The batch was cancelled")
     assert counts(batch) == {"failed": 2}
     assert [end["status"] for end in ends()] == ["failed", "cancelled"]
+
+
+@only_sqlite  # PostgreSQL decides by figures, and these tables are empty
+def test_retries_read_no_other_tasks_of_batches() -> None:
+    batch = submit(20)
+    work(20, FAILED)
+    steering.retry_failed(batch, ANA, now=NOW)
+    plans: list[str] = []
+
+    def explained(execute: Any, query: str, values: Any, *rest: Any) -> Any:
+        if query.startswith("SELECT"):
+            with connection.cursor() as cursor:
+                cursor.cursor.execute(f"EXPLAIN QUERY PLAN {query}".replace("%s", "?"), values)
+                plans.extend(row[-1] for row in cursor.cursor.fetchall())
+        return execute(query, values, *rest)
+
+    with connection.execute_wrapper(explained):
+        jobs.tend({steering.RETRY_FAILED.name: steering.RETRY_FAILED}, now=NOW)
+
+    assert any("task_origin" in plan for plan in plans)
+    assert not [plan for plan in plans if "task_gate" in plan or "SCAN scheduling_task" in plan]
 
 
 # --- the rule of failures ---------------------------------------------------------------------------------------
@@ -442,3 +489,41 @@ def test_an_open_batch_does_not_end_before_it_is_closed() -> None:
 
     assert ends()[0]["status"] == "completed"
     assert Batch.objects.get().ended_at == NOW
+
+
+# --- two at the same moment -------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+@pytest.mark.parametrize("verb", ["add", "retry"])
+def test_new_tasks_do_not_get_in_each_others_way_with_an_end_that_moves_their_breaker(
+    verb: str, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [{"task_id": "t0", "handler": "python:noop", "circuit_breaker": "x"}]
+    batch = submission.submit(
+        tasks, batch_id="b", options=Options(max_concurrent=1), is_open=True, owner="key:1", by="ana", now=NOW
+    )
+    settle(claim(), FAILED)
+    door = parking.make_doors(["x"])["x"]
+    parking.set_door(door.pk, closed=True, generation=1)
+    # A deadlock would be resolved and what was ended of it repeated; here it is an error.
+    monkeypatch.setattr(sql, "is_retryable", lambda error: False)
+    has_door = Event()
+
+    def end_of_a_probe() -> None:
+        with transaction.atomic():
+            parking.set_door(door.pk, closed=False, generation=2)
+            has_door.set()
+            time.sleep(0.3)
+            gates.lock([batch.gate_id])
+
+    probe = rival.start(end_of_a_probe)
+    assert has_door.wait(5)
+    if verb == "add":
+        submission.add(batch, [{**tasks[0], "task_id": "t1"}], by="ana", now=NOW)
+    else:
+        interventions.retry(task("t0"), ANA, now=NOW)
+
+    probe.result(10)
+    assert Task.objects.filter(gate=batch.gate_id).exclude(status=TaskStatus.FAILED).exists()

@@ -1,5 +1,6 @@
 """Submitting batches: all or nothing, every problem by its place, and what is made of thousands."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from batches import submission
+from batches import items, submission
 from batches.models import Batch
 from batches.submission import BatchIdTaken, NotOpen, Options, TaskIdsTaken
 from k1node.lib.errors import InvalidRequest
@@ -241,3 +242,22 @@ def test_ten_thousand_that_wait_are_not_looked_at_by_a_claim() -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN QUERY PLAN {claims.PEEK}", [2])
             assert "task_claim" in str(cursor.fetchall())
+
+
+def test_defaults_that_make_too_much_of_the_items_are_refused_before_all_of_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(items, "MOST_STORED", 1_000)
+    read = []
+
+    class Watched(list[dict[str, Any]]):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            for each in super().__iter__():
+                read.append(each)
+                yield each
+
+    defaults = {"handler": "python:noop", "parameters": {"text": "x" * 90}}
+    found = problems(Watched([{"parameters": {"n": 1}}] * 1_000), defaults=defaults)
+
+    assert list(found) == ["defaults.parameters"]
+    assert len(read) < 20

@@ -15,7 +15,7 @@ from recovery import interventions
 from scheduling import gates, retention
 from scheduling.models import Gate, Task
 from tests.batches.running import ANA, FAILED, after, claim, clock, counts, ends, settle, submit, work
-from tests.databases import Rival, only_postgresql
+from tests.databases import Rival, only_postgresql, only_sqlite
 from tests.factories import NOW
 
 pytestmark = pytest.mark.django_db
@@ -225,3 +225,13 @@ def test_many_batches_cost_a_clock_that_has_nothing_to_do_a_few_statements(
     with django_assert_num_queries(5):  # type: ignore[operator]
         assert upkeep.tend(now=NOW) == 0
     assert jobs.tend({}, now=NOW) == 0
+
+
+@only_sqlite  # PostgreSQL decides by figures, and these tables are empty
+def test_the_first_start_is_looked_for_among_what_runs() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {upkeep.STARTED}", [upkeep.MOST])
+        plan = "\n".join(row[-1] for row in cursor.fetchall())
+
+    assert "task_leases" in plan
+    assert "task_gate" not in plan

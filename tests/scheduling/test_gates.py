@@ -335,3 +335,27 @@ def test_those_who_share_a_gate_exclude_only_whoever_locks_it(rival: Rival) -> N
         gates.settled_sharing(held, [(gate.pk, TaskStatus.COMPLETED)], worker="a")
 
     assert waits.result(10) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@only_postgresql
+def test_a_task_that_is_claimed_while_a_failure_ends_its_gate_is_asked_to_end_too(rival: Rival) -> None:
+    gate = batch_gate(in_flight=2, on_failure=FailureRule.CANCEL_RUNNING)
+    make_task(gate=gate, status=TaskStatus.EXECUTING)
+    queued = make_task(gate=gate)
+    taken: list[int] = []
+
+    def claim() -> int:
+        with transaction.atomic():
+            return len(claims.claim(owner="other", now=NOW, window=1, choose=len))
+
+    def before_what_is_idle_ends(execute: Any, sql: str, *rest: Any) -> Any:
+        if "status = 'cancelled'" in sql and not taken:
+            taken.append(rival.do(claim))
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(before_what_is_idle_ends), transaction.atomic():
+        gates.settled(gates.lock([gate.pk]), [(gate.pk, TaskStatus.FAILED)], now=NOW)
+
+    queued.refresh_from_db()
+    assert (queued.status, queued.control) == (TaskStatus.EXECUTING, "cancel")
