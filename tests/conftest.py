@@ -7,6 +7,7 @@ in a transaction that is rolled back. A test with threads, processes or commits 
 after it. The retry policies that a migration adds are there in both kinds.
 """
 
+import gc
 import os
 import shutil
 import socket
@@ -81,6 +82,9 @@ from whitenoise.middleware import WhiteNoiseMiddleware  # type: ignore[import-un
 
 from k1node.lib.board import Board  # noqa: E402
 from tests import databases, event_shapes  # noqa: E402
+
+# Thousands of tests leave little garbage among much that stays: looking for it as often as usual costs a twentieth.
+gc.set_threshold(100_000, 20, 50)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -53,10 +53,11 @@ def empty() -> None:
 
 
 @contextmanager
-def fresh() -> Iterator[dict[str, str]]:
-    """Give the environment that leads other processes to a new, empty database of the kind this run is about.
+def fresh(template: str = "template1") -> Iterator[dict[str, str]]:
+    """Give the environment that leads other processes to a new database of the kind this run is about.
 
-    On SQLite it says nothing: theirs comes with their data folder.
+    It is empty, or on PostgreSQL what the database `template` is. On SQLite the environment says nothing: their
+    database comes with their data folder.
     """
     if not ON_POSTGRESQL:
         yield {}
@@ -71,7 +72,7 @@ def fresh() -> Iterator[dict[str, str]]:
         dbname="postgres",
         autocommit=True,
     ) as server:
-        server.execute(f"CREATE DATABASE {name}".encode())
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
         try:
             names = {"DB_HOST": "HOST", "DB_PORT": "PORT", "DB_USER": "USER", "DB_PASSWORD": "PASSWORD"}
             found = {variable: str(reach[key]) for variable, key in names.items() if reach[key]}

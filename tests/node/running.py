@@ -1,20 +1,25 @@
 """A real node, started as the README says, for tests that use it, kill parts of it and look at what is left."""
 
+import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+from django.conf import settings as ours
 
 from k1node.lib.board import BUSY, Board
 from tests import databases
@@ -219,6 +224,35 @@ SCRIPTS = {
 }
 
 
+# Each start would take some seconds of CPU for the migrations: nodes get a database that has them.
+
+
+def _migrate(reach: dict[str, str]) -> None:
+    """Make the tables of the database that this environment leads to."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    command = [sys.executable, str(PROJECT / "manage.py"), "migrate", "--verbosity", "0"]
+    subprocess.run(command, env=kept | SECRETS | reach, check=True, timeout=120)
+
+
+@cache
+def _migrated_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="migrated-", dir=ours.K1NODE_DATA))
+    _migrate({"K1NODE_DATA": str(folder)})
+    return folder
+
+
+@cache
+def template() -> str:
+    """Return the name of a migrated database on this run's PostgreSQL."""
+    reach = _until_the_end.enter_context(databases.fresh())
+    _migrate(reach | {"K1NODE_DATA": str(ours.K1NODE_DATA)})
+    return reach["DB_NAME"]
+
+
+_until_the_end = ExitStack()
+atexit.register(_until_the_end.close)
+
+
 @contextmanager
 def running_node(folder: Path, **settings: str) -> Iterator[RunningNode]:
     """Give a started node with the SCRIPTS above, ended for sure at exit.
@@ -227,7 +261,7 @@ def running_node(folder: Path, **settings: str) -> Iterator[RunningNode]:
     """
     if databases.ON_POSTGRESQL and "DB_HOST" not in settings:
         with (
-            databases.fresh() as database,
+            databases.fresh(template()) as database,
             running_node(folder, **database, **SECRETS, **settings) as node,
         ):
             yield node
@@ -235,6 +269,10 @@ def running_node(folder: Path, **settings: str) -> Iterator[RunningNode]:
     data, root = folder / "data", folder / "handlers"
     data.mkdir(parents=True)
     root.mkdir()
+    if "DB_HOST" not in settings:
+        for file in _migrated_folder().glob("k1node.sqlite3*"):
+            shutil.copy(file, data)
+            (data / file.name).chmod(0o600)
     for name, body in SCRIPTS.items():
         (root / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (root / name).chmod(0o755)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests import databases
-from tests.node.running import RunningNode, running_node, until
+from tests.node.running import RunningNode, running_node, template, until
 
 # SQLite is for one node alone.
 pytestmark = [pytest.mark.node, databases.only_postgresql]
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.node, databases.only_postgresql]
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:
-    with databases.fresh() as database:
+    with databases.fresh(template()) as database:
         folder = tmp_path_factory.mktemp("nodes")
         secret = {
             "SECRET_KEY": "the same on both nodes, as any cluster needs it to be",
