@@ -13,7 +13,8 @@ import pytest
 from k1node.lib.board import BUSY, GONE, IDLE, Board
 from k1node.node import process_table
 
-pytestmark = pytest.mark.node
+# No database in it, so one run is enough.
+pytestmark = [pytest.mark.node, pytest.mark.sqlite]
 
 FAKE = Path(__file__).with_name("fake_node.py")
 
