@@ -17,6 +17,7 @@ EXPRESSIONS = {"cron": ("0 2 * * *", "@daily", "*/15 8-18 * * MON-FRI"), "event"
 POLICIES = ("standard", "aggressive", "conservative")
 ZONES = ("UTC", "Europe/Berlin", "Asia/Shanghai")
 AHEAD = "2099-01-01T00:00:00Z"
+AGO = "2026-01-01T00:00:00Z"
 # (smaller, larger): of these two numbers the first must not be more than the second.
 ORDERED = (("min_calls", "window_size"), ("open_ms", "open_cap_ms"), ("first_wait_ms", "cap_ms"))
 # What a new row has where nothing is said, for the number that is missing.
@@ -63,6 +64,9 @@ def right_body(body: dict[str, Any], operation_id: str) -> None:
         replace(body, "url", lambda given: "https://receiver.example/hook")
         replace(body, "events", lambda given: ["task.completed"])
         replace(body, "headers", lambda given: {"X-Tenant": "blue"})
+    if operation_id == "startRedelivery":
+        replace(body, "since", lambda given: AGO)
+        replace(body, "events", lambda given: given and ["task.completed"])
     if operation_id == "testWebhook":
         replace(body, "event", lambda given: "task.failed")
     # One that fits the pattern may still be the base64 of too few bytes, or no base64 at all.
