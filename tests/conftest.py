@@ -111,11 +111,16 @@ ABOUT_LOOKS = re.compile(
     r"|test_(sign_in|demo|asgi_guard|openapi)\.py"
 )
 
+# About processes more than about the database; with K1_TEST_PROCESSES_ONCE, as CI has it, they run on SQLite alone.
+ABOUT_PROCESSES = ("test_end.py", "test_kill_matrix.py", "test_up.py")
+
 
 def _is_told_already(item: pytest.Item) -> bool:
     """Say whether the run on SQLite has shown all that this test can show."""
-    if not databases.ON_POSTGRESQL or any(item.get_closest_marker(mark) for mark in ("node", "contract", "postgresql")):
+    if not databases.ON_POSTGRESQL or any(item.get_closest_marker(mark) for mark in ("contract", "postgresql")):
         return False
+    if item.get_closest_marker("node"):
+        return item.path.name in ABOUT_PROCESSES and bool(os.environ.get("K1_TEST_PROCESSES_ONCE"))
     uses_database = item.get_closest_marker("django_db") or {"db", "transactional_db"} & set(item.fixturenames)  # type: ignore[attr-defined]
     is_page = item.path.name == "test_admin.py" and item.path.parent.name != "k1node"
     return not uses_database or is_page or ABOUT_LOOKS.fullmatch(item.path.name) is not None
