@@ -112,7 +112,7 @@ ABOUT_LOOKS = re.compile(
 )
 
 # About processes more than about the database; with K1_TEST_PROCESSES_ONCE, as CI has it, they run on SQLite alone.
-ABOUT_PROCESSES = ("test_end.py", "test_kill_matrix.py", "test_up.py")
+ABOUT_PROCESSES = ("test_end.py", "test_kill_matrix.py", "test_sender.py", "test_up.py")
 
 
 def _is_told_already(item: pytest.Item) -> bool:
