@@ -54,8 +54,8 @@ def test_counts_of_ten_thousand_are_exact_though_cluster_and_clock_are_killed(
         return node.call("GET", "/tasks/batch/many")["progress"]  # type: ignore[no-any-return]
 
     until(lambda: progress()["completed"] > 500, what="the first few hundred")
-    node.named("cluster").kill()
-    node.named("clock").kill()
+    for victim in [node.named("cluster"), node.named("clock")]:
+        victim.kill()
     middle = progress()
 
     ended = until(

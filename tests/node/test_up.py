@@ -17,7 +17,7 @@ from k1node.node import process_table
 
 pytestmark = pytest.mark.node
 
-START_SECONDS = 60
+START_SECONDS = 180  # with all migrations, beside other tests
 
 
 class Up:
