@@ -14,6 +14,7 @@ from k1node.operations import jobs
 from recovery import dead_letters, interventions
 from scheduling import retention
 from scheduling.retention import Pruned
+from webhooks import fanout
 from webhooks import retention as deliveries
 
 
@@ -26,6 +27,8 @@ def prune(*, now: datetime, after: int = 0) -> Pruned:
         now=now,
         keep_tasks=keep_tasks,
         keep_events=timedelta(days=settings.K1NODE_KEEP_EVENT_DAYS),
+        # What no sender has come to yet stays: it would reach no webhook.
+        events_up_to=fanout.read_up_to(),
         after=after,
         spared=dead_letters.with_entries,
     )

@@ -42,13 +42,17 @@ def prune(
     now: datetime,
     keep_tasks: timedelta,
     keep_events: timedelta,
+    events_up_to: int | None = None,
     after: int = 0,
     spared: Spared = lambda pks: (),
 ) -> Pruned:
-    """Delete tasks, slots and events that are older than they are kept for."""
+    """Delete tasks, slots and events that are older than they are kept for.
+
+    Of events only those up to the key `events_up_to`, if one is given.
+    """
     tasks, after = _prune_tasks(now - keep_tasks, after, spared)
     slots = _in_batches(Slot.objects.filter(recorded_at__lt=now - keep_tasks).order_by("recorded_at"), _delete_slots)
-    events = _prune_events(now - keep_events)
+    events = _prune_events(now - keep_events, events_up_to)
     return Pruned(tasks + slots + events, after)
 
 
@@ -88,12 +92,12 @@ def _delete_unspared(pks: Sequence[int], spared: Spared) -> int:
     return len(old)
 
 
-def _prune_events(before: datetime) -> int:
+def _prune_events(before: datetime, last: int | None) -> int:
     """Delete events from the beginning of the log up to the first young one: ids rise with time."""
     gone = 0
     for _ in range(MOST_BATCHES):
         rows = list(Event.objects.order_by("pk").values_list("pk", "occurred_at")[:BATCH])
-        old = [pk for pk, occurred_at in rows if occurred_at < before]
+        old = [pk for pk, occurred_at in rows if occurred_at < before and (last is None or pk <= last)]
         if old:
             _delete_events(old)
         gone += len(old)

@@ -86,6 +86,12 @@ def advance(*, now: datetime) -> bool:
     return _is_behind(start) and sql.in_transaction(lambda: _advance(now))
 
 
+def read_up_to() -> int | None:
+    """Return the key of the last event that the fan-out is through with; None while nothing is waiting for any."""
+    cursor = _cursor() if _is_any_active() else None
+    return None if cursor is None else cursor.id
+
+
 def _is_any_active() -> bool:
     return Webhook.objects.filter(active=True, deleted_at=None).exists()
 

@@ -8,10 +8,12 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from k1node import tidying
+from k1node.events import log
+from k1node.events.models import Event
 from k1node.lib import sql
 from tests.databases import Rival, only_postgresql
 from tests.factories import NOW, make_delivery, make_message, make_webhook
-from webhooks import retention
+from webhooks import fanout, retention
 from webhooks.models import Attempt, Delivery, Message, Webhook
 
 pytestmark = pytest.mark.django_db
@@ -177,3 +179,27 @@ def test_two_who_delete_the_last_two_deliveries_of_a_message_leave_no_message(ri
 
     assert not Delivery.objects.exists()
     assert not Message.objects.exists()
+
+
+def test_events_that_no_sender_has_come_to_stay_however_old_they_are() -> None:
+    fanout.begin()
+    webhook = make_webhook(events=["schedule.deleted"])
+    log.publish("schedule.deleted", {"task_id": "backup"}, now=NOW)
+    much_later = NOW + timedelta(days=365)
+
+    tidying.prune(now=much_later)
+    assert Event.objects.count() == 1
+
+    fanout.advance(now=much_later)
+    tidying.prune(now=much_later)
+    assert not Event.objects.exists()
+    assert Delivery.objects.get().webhook == webhook
+
+
+def test_while_nobody_waits_for_events_old_ones_go() -> None:
+    make_webhook(active=False)
+    log.publish("schedule.deleted", {"task_id": "backup"}, now=NOW)
+
+    tidying.prune(now=NOW + timedelta(days=365))
+
+    assert not Event.objects.exists()
