@@ -66,12 +66,6 @@ WHERE hook.deleted_at IS NULL AND hook.id IN (
     SELECT webhook_id FROM webhooks_delivery WHERE state = 'pending' AND is_test ORDER BY id LIMIT {MOST_TESTS}
 )
 """
-_NEXT_DUE = f"""{_WAITING}
-SELECT (SELECT min(due_at) FROM webhooks_delivery{{by_due}} WHERE state = 'pending' AND webhook_id = hook.id),
-    hook.open_until, hook.paced_until
-FROM waiting JOIN webhooks_webhook AS hook ON hook.id = waiting.id
-WHERE hook.active AND hook.deleted_at IS NULL
-"""
 _DUE = """
 SELECT id FROM webhooks_delivery{by_due}
 WHERE state = 'pending' AND webhook_id = {webhook} AND due_at <= {now} AND NOT is_test ORDER BY due_at, id LIMIT {most}
@@ -340,14 +334,6 @@ def _job(row: Row, webhook: Webhook, secrets: tuple[tuple[str, ...], dict[str, s
         is_test=bool(is_test),
         is_probe=webhook.failures >= rules.OPEN_AFTER and not is_test,
     )
-
-
-def next_due_at() -> datetime | None:
-    """Return when the next delivery may be sent, as far as it is known; None if nothing waits."""
-    with connection.cursor() as db:
-        db.execute(_NEXT_DUE.format(by_due=_by_due()))
-        rows = [[sql.moment(value) for value in row if value is not None] for row in db.fetchall()]
-    return min((max(filter(None, row)) for row in rows if row), default=None)
 
 
 # --- without a result ----------------------------------------------------------------------------------------------

@@ -144,36 +144,6 @@ def _locked(pk: int) -> Webhook | None:
 # --- many -------------------------------------------------------------------------------------------------------
 
 
-def recover(
-    webhook: Webhook,
-    *,
-    since: datetime,
-    until: datetime | None = None,
-    events: Collection[str] | None = None,
-    per_second: int | None = None,
-    by: str,
-    now: datetime,
-) -> tuple[Operation, bool]:
-    """Begin to deliver again what was given up since a moment; see begin()."""
-    wanted = checked(webhook, Mode.FAILED, since=since, until=until, events=events, now=now)
-    return begin(webhook, wanted, per_second=per_second, by=by, now=now)
-
-
-def resend(
-    webhook: Webhook,
-    *,
-    since: datetime,
-    until: datetime | None = None,
-    events: Collection[str] | None = None,
-    per_second: int | None = None,
-    by: str,
-    now: datetime,
-) -> tuple[Operation, bool]:
-    """Begin to deliver again every event of a period that the webhook wants; see begin()."""
-    wanted = checked(webhook, Mode.PERIOD, since=since, until=until, events=events, now=now)
-    return begin(webhook, wanted, per_second=per_second, by=by, now=now)
-
-
 def checked(
     webhook: Webhook,
     mode: Mode,

@@ -21,7 +21,7 @@ from recovery.records import By
 from scheduling.models import RetryPolicy, Schedule
 from tests.databases import Rival
 from tests.factories import NOW, make_dead_letter, make_delivery, make_policy, make_schedule, make_task, make_webhook
-from webhooks import redelivery
+from tests.webhooks import redelivering
 
 Clients = Callable[..., APIClient]
 pytestmark = pytest.mark.django_db
@@ -73,7 +73,7 @@ def a_delivery() -> str:
 
 def a_redelivery() -> str:
     row = make_delivery(state="failed")
-    job, _ = redelivery.recover(row.webhook, since=NOW, by="ana", now=timezone.now())
+    job, _ = redelivering.recover(row.webhook, since=NOW, by="ana", now=timezone.now())
     return f"/api/v2/webhooks/{row.webhook.webhook_id}/redeliveries/{job.operation_id}"
 
 

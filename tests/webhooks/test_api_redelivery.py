@@ -15,6 +15,7 @@ from k1node.lib.clock_time import database_now
 from k1node.operations import jobs
 from k1node.operations.models import Operation
 from tests.factories import NOW, make_delivery, make_message, make_webhook
+from tests.webhooks import redelivering
 from webhooks import redelivery
 from webhooks.models import Delivery, Webhook
 
@@ -176,7 +177,7 @@ def test_the_list_has_those_of_the_webhook_the_newest_first(client: APIClient, w
     jobs_made = []
     for each in (webhook, other, webhook):
         failed(each)
-        job, _ = redelivery.recover(each, since=NOW, by="ana", now=NOW + timedelta(hours=1))
+        job, _ = redelivering.recover(each, since=NOW, by="ana", now=NOW + timedelta(hours=1))
         jobs_made.append(job.operation_id)
 
     answer = client.get(base(webhook)).json()
@@ -191,7 +192,7 @@ def test_the_list_costs_the_same_for_many(client: APIClient, webhook: Webhook, m
     for _ in range(3):
         for _ in range(5):
             failed(webhook)
-            redelivery.recover(webhook, since=NOW, by="ana", now=NOW + timedelta(hours=1))
+            redelivering.recover(webhook, since=NOW, by="ana", now=NOW + timedelta(hours=1))
         with CaptureQueriesContext(connection) as captured:
             client.get(base(webhook))
         counts.append(len(captured))
@@ -202,7 +203,7 @@ def test_the_list_costs_the_same_for_many(client: APIClient, webhook: Webhook, m
 def test_one_of_another_webhook_is_not_found(client: APIClient, webhook: Webhook) -> None:
     other = make_webhook()
     failed(other)
-    job, _ = redelivery.recover(other, since=NOW, by="ana", now=NOW + timedelta(hours=1))
+    job, _ = redelivering.recover(other, since=NOW, by="ana", now=NOW + timedelta(hours=1))
 
     assert client.get(f"{base(webhook)}/{job.operation_id}").status_code == 404
     assert post(client, f"{base(webhook)}/{job.operation_id}/stop").status_code == 404

@@ -601,15 +601,3 @@ def test_only_attempts_in_a_row_without_a_result_are_counted() -> None:
 def test_giving_back_nothing_asks_nothing(django_assert_num_queries: Any) -> None:
     with django_assert_num_queries(0):
         delivery.give_back([], now=NOW)
-
-
-def test_the_next_one_is_due_when_its_webhook_lets_it() -> None:
-    assert delivery.next_due_at() is None
-    make_delivery(make_webhook(active=False), due_at=NOW - timedelta(hours=1))
-    make_delivery(make_webhook(paced_until=NOW + 9 * SECOND), due_at=NOW)
-    make_delivery(make_webhook(open_until=NOW + 7 * SECOND), due_at=NOW)
-    assert delivery.next_due_at() == NOW + 7 * SECOND
-    webhook = make_webhook()
-    for wait in (6, 5, 8):
-        make_delivery(webhook, due_at=NOW + wait * SECOND)
-    assert delivery.next_due_at() == NOW + 5 * SECOND

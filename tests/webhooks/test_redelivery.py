@@ -19,6 +19,7 @@ from k1node.operations import jobs
 from k1node.operations.models import Operation
 from tests.databases import Rival, only_postgresql
 from tests.factories import NOW, make_delivery, make_message, make_webhook
+from tests.webhooks import redelivering
 from webhooks import redelivery
 from webhooks.models import Delivery, Message, Webhook
 from webhooks.redelivery import (
@@ -50,13 +51,13 @@ def happened(*names: str, minutes: int = 0, **data: Any) -> list[int]:
 
 def recover(webhook: Webhook, **how: Any) -> Operation:
     asked: dict[str, Any] = {"since": NOW, "by": "ana", "now": LATER} | how
-    job, _ = redelivery.recover(webhook, **asked)
+    job, _ = redelivering.recover(webhook, **asked)
     return job
 
 
 def resend(webhook: Webhook, **how: Any) -> Operation:
     asked: dict[str, Any] = {"since": NOW, "by": "ana", "now": LATER} | how
-    job, _ = redelivery.resend(webhook, **asked)
+    job, _ = redelivering.resend(webhook, **asked)
     return job
 
 
@@ -219,7 +220,7 @@ def test_more_than_a_job_may_have_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     webhook = make_webhook()
     failed(webhook, 3)
 
-    job, is_capped = redelivery.recover(webhook, since=NOW, by="ana", now=LATER)
+    job, is_capped = redelivering.recover(webhook, since=NOW, by="ana", now=LATER)
 
     assert (job.total, is_capped) == (2, True)
 
