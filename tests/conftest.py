@@ -198,7 +198,7 @@ def operator(db: None) -> Callable[..., Client]:
     from django.contrib.auth.models import Permission, User
 
     def make(*codenames: str) -> Client:
-        user = User.objects.create_user("ana", is_staff=True)
+        user, _ = User.objects.get_or_create(username="ana", is_staff=True)
         user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
         client = Client()
         client.force_login(user)

@@ -6,8 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -24,6 +22,7 @@ from recovery.records import By
 from scheduling.models import Gate, Task, TaskStatus
 from tests.batches.running import ANA, FAILED, claim, clock, settle, submit, work
 from tests.factories import NOW, make_batch, make_task
+from tests.pages import said, text_of
 
 pytestmark = pytest.mark.django_db
 
@@ -35,35 +34,12 @@ HOUR = timedelta(hours=1)
 Operator = Callable[..., Client]
 
 
-@pytest.fixture
-def operator() -> Operator:
-    """Return a maker of clients signed in as ana with the named permissions only."""
-
-    def make(*codenames: str) -> Client:
-        user, _ = User.objects.get_or_create(username="ana", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        client = Client()
-        client.force_login(user)
-        return client
-
-    return make
-
-
 def page_of(row: Batch) -> str:
     return reverse("admin:batches_batch_change", args=(row.pk,))
 
 
 def verb(row: Batch, name: str) -> str:
     return reverse(f"admin:batches_batch_{name}", args=(row.pk,))
-
-
-def text_of(response: Any) -> str:
-    main = response.content.decode().partition("<main")[2]
-    return " ".join(re.sub(r"<[^>]+>", " ", main).split())
-
-
-def said(response: Any) -> list[tuple[str, str]]:
-    return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
 
 
 def sentence(client: Client, row: Batch) -> str:

@@ -6,8 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -16,6 +14,7 @@ from django.utils import timezone
 
 from k1node.audit.models import AuditRecord
 from tests.factories import NOW, make_delivery, make_delivery_attempt, make_webhook
+from tests.pages import said, text_of
 from webhooks import counts, signing, signing_secrets
 from webhooks.models import Delivery, Webhook
 
@@ -27,35 +26,12 @@ MINUTE = timedelta(minutes=1)
 Operator = Callable[..., Client]
 
 
-@pytest.fixture
-def operator() -> Operator:
-    """Return a maker of clients signed in as ana with the named permissions only."""
-
-    def make(*codenames: str) -> Client:
-        user, _ = User.objects.get_or_create(username="ana", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        client = Client()
-        client.force_login(user)
-        return client
-
-    return make
-
-
 def page_of(row: Webhook) -> str:
     return reverse("admin:webhooks_webhook_change", args=(row.pk,))
 
 
 def verb(row: Webhook, name: str) -> str:
     return reverse(f"admin:webhooks_webhook_{name}", args=(row.pk,))
-
-
-def text_of(response: Any) -> str:
-    main = response.content.decode().partition("<main")[2]
-    return " ".join(re.sub(r"<[^>]+>", " ", main).split())
-
-
-def said(response: Any) -> list[tuple[str, str]]:
-    return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
 
 
 def typed(**fields: Any) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from tests.factories import NOW, make_delivery, make_delivery_attempt, make_message, make_webhook
+from tests.pages import said, text_of
 from webhooks.admin import deliveries, words
 from webhooks.models import Attempt, Delivery
 from webhooks.rules import Code
@@ -22,20 +21,6 @@ pytestmark = pytest.mark.django_db
 LIST = reverse("admin:webhooks_delivery_changelist")
 SEVERAL = reverse("admin:webhooks_delivery_several")
 Operator = Callable[..., Client]
-
-
-@pytest.fixture
-def operator() -> Operator:
-    """Return a maker of clients signed in as ana with the named permissions only."""
-
-    def make(*codenames: str) -> Client:
-        user, _ = User.objects.get_or_create(username="ana", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        client = Client()
-        client.force_login(user)
-        return client
-
-    return make
 
 
 def page_of(row: Delivery) -> str:
@@ -48,15 +33,6 @@ def again(row: Delivery) -> str:
 
 def several(*rows: Delivery) -> str:
     return f"{SEVERAL}?ids={','.join(str(row.pk) for row in rows)}"
-
-
-def text_of(response: Any) -> str:
-    main = response.content.decode().partition("<main")[2]
-    return " ".join(re.sub(r"<[^>]+>", " ", main).split())
-
-
-def said(response: Any) -> list[tuple[str, str]]:
-    return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
 
 
 def ids_on(response: Any) -> list[int]:

@@ -6,8 +6,6 @@ from datetime import UTC, timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
-from django.contrib.messages import get_messages
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -19,6 +17,8 @@ from k1node.events import log
 from k1node.operations import jobs
 from k1node.operations.models import Operation
 from tests.factories import make_delivery, make_webhook
+from tests.pages import said, text_of
+from tests.webhooks import redelivering
 from webhooks import redelivery
 from webhooks.admin import redeliveries
 from webhooks.models import Delivery, Webhook
@@ -27,20 +27,6 @@ pytestmark = pytest.mark.django_db
 
 HOUR = timedelta(hours=1)
 Operator = Callable[..., Client]
-
-
-@pytest.fixture
-def operator() -> Operator:
-    """Return a maker of clients signed in as ana with the named permissions only."""
-
-    def make(*codenames: str) -> Client:
-        user, _ = User.objects.get_or_create(username="ana", is_staff=True)
-        user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
-        client = Client()
-        client.force_login(user)
-        return client
-
-    return make
 
 
 def failed(webhook: Webhook, count: int = 1, hours: float = 0.5) -> list[Delivery]:
@@ -72,17 +58,8 @@ def tend() -> None:
 
 def begun(row: Webhook) -> Operation:
     now = timezone.now()
-    job, _ = redelivery.recover(row, since=now - 24 * HOUR, by="ana", now=now)
+    job, _ = redelivering.recover(row, since=now - 24 * HOUR, by="ana", now=now)
     return job
-
-
-def text_of(response: Any) -> str:
-    main = response.content.decode().partition("<main")[2]
-    return " ".join(re.sub(r"<[^>]+>", " ", main).split())
-
-
-def said(response: Any) -> list[tuple[str, str]]:
-    return [(message.level_tag, str(message)) for message in get_messages(response.wsgi_request)]
 
 
 def buttons(response: Any) -> list[str]:
