@@ -181,9 +181,11 @@ def test_two_who_delete_the_last_two_deliveries_of_a_message_leave_no_message(ri
     assert not Message.objects.exists()
 
 
+@pytest.mark.django_db(transaction=True)  # readers of the log see what is committed
 def test_events_that_no_sender_has_come_to_stay_however_old_they_are() -> None:
-    fanout.begin()
-    webhook = make_webhook(events=["schedule.deleted"])
+    with transaction.atomic():
+        fanout.begin()
+        webhook = make_webhook(events=["schedule.deleted"])
     log.publish("schedule.deleted", {"task_id": "backup"}, now=NOW)
     much_later = NOW + timedelta(days=365)
 
